@@ -1,0 +1,106 @@
+//! Commands to a running lab.
+
+use serde::{Deserialize, Serialize};
+
+/// What a directed link does to frames. The default does nothing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LinkFault {
+    /// No frame passes.
+    pub cut: bool,
+    /// Microseconds added.
+    pub delay_us: u64,
+    /// Microseconds by which the delay varies, uniformly, either way.
+    pub jitter_us: u64,
+    /// Probability of loss, 0 to 1.
+    pub loss: f64,
+    /// Probability of a second copy.
+    pub duplicate: f64,
+    /// Probability that a byte is changed.
+    pub corrupt: f64,
+    /// Probability that a frame overtakes the one before.
+    pub reorder: f64,
+    /// Bits per second; 0 is no limit.
+    pub rate_bps: u64,
+}
+
+/// What a lab can be told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+#[allow(missing_docs)]
+pub enum Command {
+    /// State of hosts, VMs, storage and links.
+    Status,
+    /// End the lab.
+    Down,
+    HostPowerOn {
+        host: String,
+    },
+    /// Orderly: guests are stopped first.
+    HostPowerOff {
+        host: String,
+    },
+    /// Power cut without warning.
+    HostPull {
+        host: String,
+    },
+    HostFreeze {
+        host: String,
+    },
+    HostThaw {
+        host: String,
+    },
+    VmStart {
+        vm: String,
+        host: String,
+    },
+    VmShutdown {
+        vm: String,
+    },
+    VmDestroy {
+        vm: String,
+    },
+    VmMigrate {
+        vm: String,
+        to: String,
+        #[serde(default)]
+        verify: bool,
+    },
+    VmMigrateCancel {
+        vm: String,
+    },
+    /// Type at a VM's console; the text is sent as it is.
+    ConsoleInput {
+        vm: String,
+        text: String,
+    },
+    /// A directed link is `<from>:<network>-><switch>` or back: `h1:mgmt>` is what host 1 sends on the
+    /// management network, `h1:mgmt<` what it receives.
+    LinkSet {
+        link: String,
+        fault: LinkFault,
+    },
+    LinkHeal {
+        link: String,
+    },
+    StoragePause,
+    StorageResume,
+    StorageKill,
+    StorageStart,
+    Mark {
+        text: String,
+    },
+}
+
+/// Answer to a command.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum Response {
+    Ok {
+        #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+        value: serde_json::Value,
+    },
+    /// A sentence for people: what happened, where, what to do next.
+    Error { message: String },
+}

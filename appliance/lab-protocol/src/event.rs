@@ -1,0 +1,210 @@
+//! The event log.
+
+use serde::{Deserialize, Serialize};
+
+/// One line of `events.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`crate::SCHEMA`].
+    pub schema: u32,
+    /// Position in the log, from 0, without holes.
+    pub seq: u64,
+    /// When it happened.
+    pub t_ns: u64,
+    /// How far `t_ns` may be wrong: 0 for what the lab itself saw, the bound of the clock mapping for
+    /// what a host stamped.
+    #[serde(default)]
+    pub error_ns: u64,
+    /// Who says it: `lab`, `switch`, `storage`, `session`, or a host's name.
+    pub source: String,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// Which end of a migration speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum Role {
+    Source,
+    Destination,
+}
+
+/// Phases of a live migration; see `host_protocol::Phase`, which these mirror.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum Phase {
+    SetUp,
+    PreCopy,
+    Drain,
+    LastPages,
+    DeviceState,
+    LeaseHandOver,
+    Resume,
+    Forward,
+    Finished,
+    Aborted,
+}
+
+/// The probes of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum ProbeKind {
+    Typist,
+    Udp,
+    Tcp,
+    Ping,
+    Disk,
+    Clock,
+}
+
+/// What can happen in a lab. `kind` names the variant in kebab-case.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum Event {
+    /// First record: the lab's name and machine.
+    LabStarted {
+        name: String,
+        version: String,
+        accelerator: String,
+        qemu: String,
+        cpu: String,
+        unix_ns: u64,
+    },
+    /// Last record.
+    LabStopped { reason: String },
+    /// A host's QEMU process was started (`power-on`), ended by us (`power-off`, `pulled`, `frozen`, `thawed`) or by
+    /// itself (`died`).
+    HostPower { host: String, state: String },
+    /// The image is up on a host.
+    HostBooted { host: String, version: String },
+    /// Memory and storage of a host, about once a second.
+    HostStatus {
+        host: String,
+        memory_total: u64,
+        memory_free: u64,
+        storage_up: bool,
+    },
+    /// A VM changed state (`starting`, `running`, `paused`, `halted`).
+    VmState {
+        vm: String,
+        host: String,
+        state: String,
+    },
+    /// CPU time and exits of a VM, about once a second.
+    VmStatus {
+        vm: String,
+        host: String,
+        cpu_ns: u64,
+        exits: u64,
+    },
+    /// A VM no longer runs on a host, and why.
+    VmStopped {
+        vm: String,
+        host: String,
+        reason: String,
+    },
+    /// A guest rebooted.
+    VmRebooted {
+        vm: String,
+        host: String,
+        cause: String,
+    },
+    /// A VM's first instruction on a host.
+    FirstInstruction { vm: String, host: String },
+    /// A migration was asked for; `migration` counts from 1 in this lab.
+    MigrationRequested {
+        vm: String,
+        migration: u32,
+        from: String,
+        to: String,
+    },
+    /// A phase of a migration begins at one end.
+    MigrationPhase {
+        vm: String,
+        migration: u32,
+        host: String,
+        role: Role,
+        phase: Phase,
+        detail: String,
+    },
+    /// A pre-copy round, or the last pass, has ended.
+    MigrationRound {
+        vm: String,
+        migration: u32,
+        round: u32,
+        pages: u32,
+        zero_pages: u32,
+        bytes: u64,
+        duration_ns: u64,
+        dirty_after: u32,
+    },
+    /// SHA-256 of guest RAM at the commit point, in hexadecimal.
+    MemoryHash {
+        vm: String,
+        migration: u32,
+        role: Role,
+        hash: String,
+    },
+    /// A migration ended; `error` is empty on success.
+    MigrationEnded {
+        vm: String,
+        migration: u32,
+        error: String,
+    },
+    /// The storage server's process was started, ended or died, or a host lost or regained it.
+    StorageState { state: String },
+    /// A lease changed: `acquired`, `transferred`, `released`, `expired`, `broken`, `refused`.
+    Lease {
+        path: String,
+        epoch: u64,
+        owner: String,
+        change: String,
+    },
+    /// The switch learnt a MAC address on another port.
+    MacMoved {
+        mac: String,
+        from: String,
+        to: String,
+    },
+    /// The first frame of a guest's MAC from a port after a move.
+    FirstFrame { mac: String, port: String },
+    /// A fault was put on a link or taken off.
+    LinkFault { link: String, fault: String },
+    /// The session with the guest is open.
+    SessionOpen { vm: String },
+    /// The session was lost, and why.
+    SessionLost { vm: String, reason: String },
+    /// A key of the typist: scheduled, sent, and when its echo was on the screen.
+    Key {
+        index: u32,
+        text: String,
+        due_ns: u64,
+        sent_ns: u64,
+        echo_ns: Option<u64>,
+    },
+    /// A stretch of a probe's answers: nanoseconds for each, `None` where none came. `first` is the number of the first
+    /// request, due at `due_ns`, the next ones `interval_ns` apart.
+    ProbeSamples {
+        probe: ProbeKind,
+        first: u64,
+        due_ns: u64,
+        interval_ns: u64,
+        late_max_ns: u64,
+        answers_ns: Vec<Option<u64>>,
+    },
+    /// The document was fetched and compared.
+    DocumentChecked {
+        equal: bool,
+        bytes: u64,
+        detail: String,
+    },
+    /// A person or a scenario marked this moment.
+    Mark { text: String },
+    /// Something people should read.
+    Message { level: String, text: String },
+}
