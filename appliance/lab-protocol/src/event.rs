@@ -187,14 +187,18 @@ pub enum Event {
         sent_ns: u64,
         echo_ns: Option<u64>,
     },
-    /// A stretch of a probe's answers: nanoseconds for each, `None` where none came. `first` is the number of the first
-    /// request, due at `due_ns`, the next ones `interval_ns` apart.
+    /// A stretch of a probe's requests, in the order of their schedule: request `first + i` was due at
+    /// `due_ns + i * interval_ns`. `answers_ns[i]` is the time from *due* to its first answer, `None` where none
+    /// came. `late_max_ns` is the worst lateness of the probe's own sending; `duplicated` counts further answers to an
+    /// answered request, `reordered` answers that came after the answer to a later request.
     ProbeSamples {
         probe: ProbeKind,
         first: u64,
         due_ns: u64,
         interval_ns: u64,
         late_max_ns: u64,
+        duplicated: u64,
+        reordered: u64,
         answers_ns: Vec<Option<u64>>,
     },
     /// The document was fetched and compared.
