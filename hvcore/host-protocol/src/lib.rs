@@ -12,6 +12,9 @@
 
 extern crate alloc;
 
+pub mod auth;
+pub mod codec;
+
 use alloc::{string::String, vec::Vec};
 
 use serde::{Deserialize, Serialize};
@@ -360,6 +363,12 @@ pub enum HostEvent {
     },
     /// The guest's first instruction on this host, after a start or a migration.
     FirstInstruction {
+        /// Which VM.
+        vm: VmId,
+    },
+    /// The first Ethernet frame of the guest after [`Self::FirstInstruction`]: what lies between
+    /// the two is the cold start of the guest's code on this host.
+    FirstFrame {
         /// Which VM.
         vm: VmId,
     },
