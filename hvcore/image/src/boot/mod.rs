@@ -1,0 +1,32 @@
+//! The way in: from the boot loader's 32-bit entry to Rust in long mode.
+
+use core::arch::global_asm;
+
+global_asm!(include_str!("entry.s"));
+
+unsafe extern "C" {
+    static image_start: u8;
+    static image_end: u8;
+    static boot_stack_end: u8;
+}
+
+/// Physical addresses of the image: code, data, stack and boot page tables.
+pub fn image() -> core::ops::Range<u64> {
+    (&raw const image_start) as u64..(&raw const image_end) as u64
+}
+
+/// The frame pointer and return address stored at frame pointer `frame`, while it lies on the boot
+/// stack.
+pub fn caller(frame: u64) -> Option<(u64, u64)> {
+    let end = (&raw const boot_stack_end) as u64;
+    if frame % 8 != 0 || !(end - STACK_BYTES..=end - 16).contains(&frame) {
+        return None;
+    }
+    let words = frame as *const [u64; 2];
+    // SAFETY: two aligned words inside the boot stack, which is always mapped and initialised (bss).
+    let [next, address] = unsafe { words.read() };
+    (address != 0).then_some((next, address))
+}
+
+/// As in `entry.s`.
+const STACK_BYTES: u64 = 512 * 1024;

@@ -1,0 +1,3 @@
+//! The host's own memory.
+
+mod heap;
