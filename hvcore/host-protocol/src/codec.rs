@@ -73,7 +73,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When the stream is not made of messages. It cannot be read on after that: close it.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, CodecError> {
+    pub fn message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, CodecError> {
         let pending = &self.buffer[self.consumed..];
         let Some((header, rest)) = pending.split_first_chunk::<HEADER>() else {
             return Ok(None);
@@ -126,7 +126,7 @@ mod tests {
             let mut got = Vec::new();
             for piece in stream.chunks(chunk) {
                 decoder.push(piece);
-                while let Some(message) = decoder.next::<Request>().unwrap() {
+                while let Some(message) = decoder.message::<Request>().unwrap() {
                     got.push(message);
                 }
             }
@@ -139,7 +139,7 @@ mod tests {
         let mut decoder = Decoder::new();
         decoder.push(&u32::MAX.to_be_bytes());
         assert_eq!(
-            decoder.next::<Request>(),
+            decoder.message::<Request>(),
             Err(CodecError::TooLong(u32::MAX as usize))
         );
     }
@@ -151,7 +151,7 @@ mod tests {
         stream[3] += 1;
         let mut decoder = Decoder::new();
         decoder.push(&stream);
-        assert_eq!(decoder.next::<Request>(), Err(CodecError::Trailing(1)));
+        assert_eq!(decoder.message::<Request>(), Err(CodecError::Trailing(1)));
     }
 
     #[test]
@@ -185,7 +185,7 @@ mod tests {
             stream[1] = 0;
             stream[2] = 0;
             decoder.push(&stream);
-            while let Ok(Some(_)) = decoder.next::<Request>() {}
+            while let Ok(Some(_)) = decoder.message::<Request>() {}
         }
         assert!(CodecError::TooLong(5).to_string().contains("5 bytes"));
     }

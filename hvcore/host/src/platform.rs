@@ -41,8 +41,11 @@ pub trait VmHardware {
 }
 
 /// What the host runs on.
+///
+/// `create_vm` gives RAM and hardware apart: the machine's devices write RAM while a vCPU is
+/// borrowed for its run. The memory is free again when both are dropped.
 pub trait Platform {
-    /// The hardware half of a VM; dropping it frees its memory.
+    /// The hardware half of a VM.
     type Vm: VmHardware;
 
     /// Nanoseconds since the host started; never goes back.
@@ -54,7 +57,10 @@ pub trait Platform {
     /// Wall-clock time, nanoseconds since 1970.
     fn unix_ns(&self) -> u64;
     /// Fills a buffer with random bytes.
-    fn random(&mut self, buf: &mut [u8]);
+    fn random(&self, buf: &mut [u8]);
+    /// Raises a physical interrupt at this moment of [`Self::now_ns`], so that a running guest
+    /// exits then. Replaces what was set before; a moment that has passed fires at once.
+    fn interrupt_at(&mut self, at_ns: u64);
     /// Bytes of RAM for VMs: total and free.
     fn memory(&self) -> (u64, u64);
     /// Builds the hardware half of a VM with zeroed RAM.
@@ -65,8 +71,14 @@ pub trait Platform {
     -> Result<(Self::Vm, GuestMemory), NoMemory>;
     /// The physical CPU's CPUID leaf.
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4];
+    /// The card's own MAC address.
+    fn mac(&self, nic: Nic) -> [u8; 6];
+    /// How many frames the card's ring can take now.
+    fn transmit_room(&mut self, nic: Nic) -> usize;
     /// Sends an Ethernet frame; one that does not fit the ring is dropped, as on a wire.
     fn transmit(&mut self, nic: Nic, frame: &[u8]);
     /// Writes a line to the host's own console.
     fn log(&mut self, line: &str);
+    /// Switches the host off. Guests are stopped and leases released by then.
+    fn power_off(&mut self);
 }
