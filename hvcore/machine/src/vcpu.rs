@@ -234,8 +234,11 @@ pub trait Vcpu {
     fn set_xcr0(&mut self, value: u64);
     /// The guest's time-stamp counter now.
     fn tsc(&self) -> u64;
-    /// Makes the guest's time-stamp counter read `value` now.
-    fn set_tsc(&mut self, value: u64);
+    /// What the guest's time-stamp counter is ahead of the host's, modulo 2^64.
+    fn tsc_offset(&self) -> u64;
+    /// Sets the offset. All vCPUs of a machine have the same one, so that their counters agree to the tick;
+    /// a setter of the counter's *value* could not give that, since time passes between two calls.
+    fn set_tsc_offset(&mut self, offset: u64);
 
     /// Whether an external interrupt could be delivered at the next entry: IF set, no interrupt
     /// shadow, no event waiting.
@@ -249,6 +252,7 @@ pub trait Vcpu {
 
     /// Copies everything out, for a migration or a snapshot.
     fn save(&mut self) -> VcpuState;
-    /// Replaces everything: a fresh vCPU, an application processor's start, or a migrated one.
+    /// Replaces everything but the TSC offset ([`VcpuState::tsc`] is for whoever sets that for the whole
+    /// machine): a fresh vCPU, an application processor's start, or a migrated one.
     fn load(&mut self, state: &VcpuState);
 }
