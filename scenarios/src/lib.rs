@@ -1,1 +1,6 @@
-//! Placeholder.
+//! Scenarios: what is done to a lab, what is measured meanwhile, and the reports of it.
+//!
+//! Invariant: nothing here knows of hosts, switches or QEMU; a lab is its event log and its commands
+//! (`lab_protocol`). The live session with a guest is the exception that proves it: it gets a byte stream.
+
+pub mod measure;

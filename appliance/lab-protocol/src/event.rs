@@ -171,8 +171,9 @@ pub enum Event {
         from: String,
         to: String,
     },
-    /// The first frame of a guest's MAC from a port after a move.
-    FirstFrame { mac: String, port: String },
+    /// The guest's own first frame after its first instruction on a host (announcements are the hypervisor's
+    /// and do not count).
+    FirstFrame { vm: String, host: String },
     /// A fault was put on a link or taken off.
     LinkFault { link: String, fault: String },
     /// The session with the guest is open.
