@@ -35,6 +35,8 @@ pub trait VmHardware {
     type Vcpu: Vcpu;
     /// A vCPU by number.
     fn vcpu(&mut self, index: usize) -> &mut Self::Vcpu;
+    /// Exits of all vCPUs so far.
+    fn exits(&self) -> u64;
     /// Moves the dirty marks of the nested page tables into `into` and clears them, with whatever
     /// flush makes the clearing take effect before the guest runs again.
     fn harvest_dirty(&mut self, into: &mut PageSet);
