@@ -3,4 +3,7 @@
 //! Invariant: nothing here knows of hosts, switches or QEMU; a lab is its event log and its commands
 //! (`lab_protocol`). The live session with a guest is the exception that proves it: it gets a byte stream.
 
+#![forbid(unsafe_code)]
+
 pub mod measure;
+pub mod report;

@@ -1,0 +1,626 @@
+//! The report of a run. [`Report`] is what `report.json` holds; the terminal summary and the page are drawn from
+//! it and from the probes' series, and say nothing that is not in them.
+
+mod chart;
+mod expectations;
+mod html;
+mod samples;
+mod terminal;
+
+use std::{fs, io, path::Path};
+
+use lab_protocol::{Event, ProbeKind, Record};
+use serde::{Deserialize, Serialize};
+
+pub use expectations::{Expectation, Limits};
+pub use terminal::summary;
+
+use crate::measure::{
+    Window,
+    attribution::{self, Attribution},
+    migration,
+    series::Series,
+    statistics::{Spread, quantile},
+};
+
+/// Version of `report.json`; fields are only added within a version.
+pub const SCHEMA: u32 = 1;
+
+/// What `report.json` holds. Times are milliseconds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The result in one or two sentences.
+    pub headline: String,
+    /// Whether every expectation was met.
+    pub passed: bool,
+    /// What it ran on.
+    pub machine: Machine,
+    /// The migrations in order.
+    pub migrations: Vec<Migration>,
+    /// The probes.
+    pub probes: Vec<Probe>,
+    /// The typing user.
+    pub typist: Typist,
+    /// Each figure over all migrations.
+    pub summary: Vec<Figure>,
+    /// Each limit and whether it was kept.
+    pub expectations: Vec<Expectation>,
+}
+
+/// What a run was made on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Model of the physical CPU.
+    pub cpu: String,
+    /// `tcg` (emulation) or `kvm`.
+    pub accel: String,
+    /// Version of QEMU.
+    pub qemu: String,
+    /// Version of this program.
+    pub elab: String,
+}
+
+/// One migration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Migration {
+    /// Number in the run, from 1.
+    pub number: u32,
+    /// Host it left.
+    pub from: String,
+    /// Host it went to.
+    pub to: String,
+    /// Why it failed; empty when it did not.
+    pub error: String,
+    /// From the request until the source had let go.
+    pub total_ms: f64,
+    /// From the stop of the vCPUs until the first instruction at the destination.
+    pub pause_ms: Option<f64>,
+    /// Rounds in order; the last one ran with the guest stopped.
+    pub rounds: Vec<Round>,
+    /// Bytes on the wire in all rounds.
+    pub bytes: u64,
+    /// Pages sent with content.
+    pub pages: u64,
+    /// Pages sent as "zero".
+    pub zero_pages: u64,
+    /// Longest silence of the 1 kHz UDP probe in this migration.
+    pub udp_gap_ms: Option<f64>,
+    /// Longest silence of the 1 kHz TCP probe.
+    pub tcp_gap_ms: Option<f64>,
+    /// Longest silence of the UDP probe in a quiet stretch of the same length before.
+    pub udp_baseline_gap_ms: Option<f64>,
+    /// Longest time from a key's due moment to its echo on the screen.
+    pub longest_echo_ms: Option<f64>,
+    /// 95th percentile of the echoes of keys due between the request and the stop.
+    pub precopy_echo_p95_ms: Option<f64>,
+    /// The UDP probe's silence cut into phases.
+    pub phases: Vec<Phase>,
+    /// What no mark explains of it.
+    pub unattributed_ms: Option<f64>,
+    /// When the silence began, on the run's clock.
+    pub gap_start_ms: Option<f64>,
+    /// How late the UDP probe itself was at worst in the silence. Its figure is void when this is more than a quarter
+    /// of the gap.
+    pub probe_late_ms: f64,
+    /// Whether the probe was punctual enough for its figure to count.
+    pub valid: bool,
+    /// Bound on the error of the phase marks.
+    pub clock_error_ms: f64,
+    /// Whether guest RAM had the same hash on both sides, where it was asked for.
+    pub memory_equal: Option<bool>,
+    /// When the migration was asked for and had ended, on the run's clock.
+    pub window_ms: [f64; 2],
+}
+
+/// A round of a migration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Round {
+    /// Pages sent with content.
+    pub pages: u32,
+    /// Pages sent as "zero".
+    pub zero_pages: u32,
+    /// Bytes on the wire.
+    pub bytes: u64,
+    /// How long it took.
+    pub ms: f64,
+    /// Pages dirty at its end.
+    pub dirty_after: u32,
+}
+
+/// A named piece of an interruption.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Phase {
+    /// Name.
+    pub name: String,
+    /// Length.
+    pub ms: f64,
+}
+
+/// A probe over the whole run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Probe {
+    /// `udp`, `tcp`, `ping`, ...
+    pub name: String,
+    /// Time between two requests; also the resolution of its figures.
+    pub interval_ms: f64,
+    /// Requests.
+    pub sent: u64,
+    /// Requests without any answer.
+    pub lost: u64,
+    /// Answers beyond the first to one request.
+    pub duplicated: u64,
+    /// Answers that came after the answer to a later request.
+    pub reordered: u64,
+    /// Longest silence while nothing was done to the guest.
+    pub baseline_gap_ms: Option<f64>,
+    /// Median time to an answer meanwhile.
+    pub baseline_median_ms: Option<f64>,
+    /// Longest silence during any migration.
+    pub gap_ms: Option<f64>,
+    /// How late the probe itself was at worst.
+    pub late_max_ms: f64,
+    /// The raw samples, beside the report.
+    pub samples: String,
+}
+
+/// The typing user.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Typist {
+    /// Keys typed.
+    pub keys: u64,
+    /// Keys whose echo never came.
+    pub lost: u64,
+    /// Whether each saved document was, byte by byte, what had been typed; `None` when none was compared. A key lost, doubled or out of
+    /// order would show here.
+    pub content_equal: Option<bool>,
+    /// Documents compared.
+    pub documents: u64,
+    /// Whether one TCP connection served from the first key to the last.
+    pub same_session: bool,
+    /// Time to the echo while nothing was done to the guest.
+    pub baseline_echo_ms: Option<Spread>,
+    /// Time to the echo of keys due during a migration.
+    pub echo_ms: Option<Spread>,
+    /// 95th percentile of the echo between the request and the stop, over all migrations.
+    pub precopy_echo_p95_ms: Option<f64>,
+    /// The raw samples, beside the report.
+    pub samples: String,
+}
+
+/// A figure over all migrations.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Figure {
+    /// Name.
+    pub name: String,
+    /// Unit.
+    pub unit: String,
+    /// Middle, tail, worst.
+    #[serde(flatten)]
+    pub spread: Spread,
+    /// Every value in order of the migrations.
+    pub samples: Vec<f64>,
+}
+
+/// A run that is ready to be reported: its report and what the pictures need.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The report.
+    pub report: Report,
+    series: Vec<(ProbeKind, Series)>,
+}
+
+const PROBES: [(ProbeKind, &str); 5] = [
+    (ProbeKind::Udp, "udp"),
+    (ProbeKind::Tcp, "tcp"),
+    (ProbeKind::Ping, "ping"),
+    (ProbeKind::Disk, "disk"),
+    (ProbeKind::Clock, "clock"),
+];
+
+impl Run {
+    /// Computes everything from a run's records.
+    #[must_use]
+    pub fn of(records: &[Record], limits: &Limits) -> Self {
+        let migrations = migration::Migration::all(records);
+        let quiet = quiet_windows(records, &migrations);
+        let typist = Series::of(records, ProbeKind::Typist);
+        let series: Vec<_> = PROBES
+            .iter()
+            .map(|(kind, _)| (*kind, Series::of(records, *kind)))
+            .filter(|(_, series)| !series.samples.is_empty())
+            .collect();
+        let of = |kind| {
+            series
+                .iter()
+                .find(|(one, _)| *one == kind)
+                .map(|(_, series)| series)
+        };
+
+        let reported: Vec<_> = migrations
+            .iter()
+            .map(|one| {
+                report_migration(one, of(ProbeKind::Udp), of(ProbeKind::Tcp), &typist, &quiet)
+            })
+            .collect();
+        let mut report = Report {
+            schema: SCHEMA,
+            headline: String::new(),
+            passed: false,
+            machine: machine(records),
+            probes: series
+                .iter()
+                .map(|(kind, one)| report_probe(*kind, one, &migrations, &quiet))
+                .collect(),
+            typist: report_typist(records, &typist, &migrations, &quiet),
+            summary: summarise(&reported),
+            migrations: reported,
+            expectations: Vec::new(),
+        };
+        report.expectations = expectations::check(&report, limits);
+        report.passed = report.expectations.iter().all(|one| one.passed);
+        report.headline = headline(&report);
+        let mut series = series;
+        series.push((ProbeKind::Typist, typist));
+        Self { report, series }
+    }
+
+    /// Writes `report.json`, `report.html` and the raw samples into a folder.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write(&self, folder: &Path) -> io::Result<()> {
+        samples::write(folder, &self.series)?;
+        let json = serde_json::to_vec_pretty(&self.report).map_err(io::Error::other)?;
+        fs::write(folder.join("report.json"), json)?;
+        fs::write(
+            folder.join("report.html"),
+            html::page(&self.report, &self.series),
+        )
+    }
+}
+
+fn ms(ns: u64) -> f64 {
+    // Microseconds are the resolution of anything stamped here; further digits would only look precise.
+    (ns as f64 / 1e3).round() / 1e3
+}
+
+fn machine(records: &[Record]) -> Machine {
+    let started = records.iter().find_map(|record| match &record.event {
+        Event::LabStarted {
+            version,
+            accelerator,
+            qemu,
+            cpu,
+            ..
+        } => Some(Machine {
+            cpu: cpu.clone(),
+            accel: accelerator.clone(),
+            qemu: qemu.clone(),
+            elab: version.clone(),
+        }),
+        _ => None,
+    });
+    started.unwrap_or_default()
+}
+
+/// The stretches between the opening of the session and the end in which no migration was under way.
+fn quiet_windows(records: &[Record], migrations: &[migration::Migration]) -> Vec<Window> {
+    let opened = records.iter().find_map(|record| {
+        matches!(record.event, Event::SessionOpen { .. }).then_some(record.t_ns)
+    });
+    let probed = records.iter().find_map(|record| match record.event {
+        Event::ProbeSamples { due_ns, .. } | Event::Key { due_ns, .. } => Some(due_ns),
+        _ => None,
+    });
+    let mut start_ns = opened.max(probed).unwrap_or(0);
+    let end = records.last().map_or(0, |record| record.t_ns);
+    let mut quiet = Vec::new();
+    for one in migrations {
+        quiet.push(Window {
+            start_ns,
+            end_ns: one.requested_ns,
+        });
+        start_ns = one.window().end_ns;
+    }
+    quiet.push(Window {
+        start_ns,
+        end_ns: end,
+    });
+    quiet.retain(|window| window.len_ns() > 0);
+    quiet
+}
+
+/// The last quiet stretch before a moment, no longer than `len_ns`: a longest silence grows with the time in which it is looked
+/// for, so only stretches of the same length compare.
+fn baseline(quiet: &[Window], before_ns: u64, len_ns: u64) -> Option<Window> {
+    let window = quiet
+        .iter()
+        .rev()
+        .find(|window| window.end_ns <= before_ns)?;
+    Some(Window {
+        start_ns: window.start_ns.max(window.end_ns.saturating_sub(len_ns)),
+        end_ns: window.end_ns,
+    })
+}
+
+fn report_migration(
+    one: &migration::Migration,
+    udp: Option<&Series>,
+    tcp: Option<&Series>,
+    typist: &Series,
+    quiet: &[Window],
+) -> Migration {
+    let window = one.window();
+    let silence = udp.and_then(|series| series.longest_silence(window));
+    let base = baseline(quiet, one.requested_ns, window.len_ns());
+    let usual = udp
+        .zip(base)
+        .and_then(|(series, base)| series.longest_silence(base));
+    let cut: Option<Attribution> = silence
+        .and_then(|silence| attribution::attribute(silence, one, usual.map_or(0, Window::len_ns)));
+    let late = udp
+        .zip(silence)
+        .map_or(0, |(series, silence)| series.late_max_ns(silence));
+    let precopy = one
+        .precopy()
+        .map(|window| typist.latencies_ms(window))
+        .unwrap_or_default();
+    let [source, destination] = &one.hashes;
+    Migration {
+        number: one.number,
+        from: one.from.clone(),
+        to: one.to.clone(),
+        error: one.error.clone(),
+        total_ms: ms(one.ended_ns.unwrap_or(one.requested_ns) - one.requested_ns),
+        pause_ms: one.pause_ns().map(ms),
+        rounds: one
+            .rounds
+            .iter()
+            .map(|round| Round {
+                pages: round.pages,
+                zero_pages: round.zero_pages,
+                bytes: round.bytes,
+                ms: ms(round.duration_ns),
+                dirty_after: round.dirty_after,
+            })
+            .collect(),
+        bytes: one.rounds.iter().map(|round| round.bytes).sum(),
+        pages: one.rounds.iter().map(|round| u64::from(round.pages)).sum(),
+        zero_pages: one
+            .rounds
+            .iter()
+            .map(|round| u64::from(round.zero_pages))
+            .sum(),
+        udp_gap_ms: silence.map(|silence| ms(silence.len_ns())),
+        tcp_gap_ms: tcp
+            .and_then(|series| series.longest_silence(window))
+            .map(|silence| ms(silence.len_ns())),
+        udp_baseline_gap_ms: usual.map(|silence| ms(silence.len_ns())),
+        longest_echo_ms: typist.longest_latency_ns(window).map(ms),
+        precopy_echo_p95_ms: quantile(&precopy, 0.95),
+        phases: cut
+            .iter()
+            .flat_map(|cut| &cut.pieces)
+            .map(|piece| Phase {
+                name: piece.name.to_owned(),
+                ms: ms(piece.ns),
+            })
+            .collect(),
+        unattributed_ms: cut.map(|cut| ms(cut.unattributed_ns)),
+        gap_start_ms: silence.map(|silence| ms(silence.start_ns)),
+        probe_late_ms: ms(late),
+        valid: silence.is_none_or(|silence| late * 4 <= silence.len_ns()),
+        clock_error_ms: ms(one
+            .marks
+            .iter()
+            .map(|mark| mark.error_ns)
+            .max()
+            .unwrap_or(0)),
+        memory_equal: source
+            .as_ref()
+            .zip(destination.as_ref())
+            .map(|(source, destination)| source == destination),
+        window_ms: [
+            ms(one.requested_ns),
+            ms(one.ended_ns.unwrap_or(one.requested_ns)),
+        ],
+    }
+}
+
+fn report_probe(
+    kind: ProbeKind,
+    series: &Series,
+    migrations: &[migration::Migration],
+    quiet: &[Window],
+) -> Probe {
+    let longest = |windows: &mut dyn Iterator<Item = Window>| {
+        windows
+            .filter_map(|window| series.longest_silence(window))
+            .map(Window::len_ns)
+            .max()
+            .map(ms)
+    };
+    let all = Window {
+        start_ns: 0,
+        end_ns: u64::MAX,
+    };
+    let quiet_latencies: Vec<f64> = quiet
+        .iter()
+        .flat_map(|window| series.latencies_ms(*window))
+        .collect();
+    let name = name_of(kind);
+    Probe {
+        name: name.to_owned(),
+        interval_ms: ms(series.interval_ns),
+        sent: series.samples.len() as u64,
+        lost: series.lost(),
+        duplicated: series.duplicated,
+        reordered: series.reordered,
+        baseline_gap_ms: longest(
+            &mut migrations
+                .iter()
+                .filter_map(|one| baseline(quiet, one.requested_ns, one.window().len_ns())),
+        ),
+        baseline_median_ms: quantile(&quiet_latencies, 0.5),
+        gap_ms: longest(&mut migrations.iter().map(migration::Migration::window)),
+        late_max_ms: ms(series.late_max_ns(all)),
+        samples: samples::file_name(name),
+    }
+}
+
+fn report_typist(
+    records: &[Record],
+    series: &Series,
+    migrations: &[migration::Migration],
+    quiet: &[Window],
+) -> Typist {
+    let documents: Vec<bool> = records
+        .iter()
+        .filter_map(|record| match record.event {
+            Event::DocumentChecked { equal, .. } => Some(equal),
+            _ => None,
+        })
+        .collect();
+    let over = |windows: &mut dyn Iterator<Item = Window>| -> Vec<f64> {
+        windows
+            .flat_map(|window| series.latencies_ms(window))
+            .collect()
+    };
+    let opened = records
+        .iter()
+        .filter(|record| matches!(record.event, Event::SessionOpen { .. }))
+        .count();
+    let lost_session = records
+        .iter()
+        .any(|record| matches!(record.event, Event::SessionLost { .. }));
+    Typist {
+        keys: series.samples.len() as u64,
+        lost: series.lost(),
+        content_equal: (!documents.is_empty()).then(|| documents.iter().all(|equal| *equal)),
+        documents: documents.len() as u64,
+        same_session: opened == 1 && !lost_session,
+        baseline_echo_ms: Spread::of(&over(&mut quiet.iter().copied())),
+        echo_ms: Spread::of(&over(
+            &mut migrations.iter().map(migration::Migration::window),
+        )),
+        precopy_echo_p95_ms: quantile(
+            &over(&mut migrations.iter().filter_map(migration::Migration::precopy)),
+            0.95,
+        ),
+        samples: samples::file_name(name_of(ProbeKind::Typist)),
+    }
+}
+
+fn name_of(kind: ProbeKind) -> &'static str {
+    PROBES
+        .iter()
+        .find(|(one, _)| *one == kind)
+        .map_or("typist", |(_, name)| name)
+}
+
+/// Names of the figures in [`Report::summary`].
+pub mod figure {
+    #![allow(missing_docs)]
+    pub const UDP_GAP: &str = "UDP gap";
+    pub const TCP_GAP: &str = "TCP gap";
+    pub const BASELINE_GAP: &str = "UDP gap, quiet";
+    pub const LONGEST_ECHO: &str = "longest echo";
+    pub const PAUSE: &str = "vCPU pause";
+    pub const TOTAL: &str = "total";
+    pub const BYTES: &str = "on the wire";
+    pub const UNATTRIBUTED: &str = "unattributed";
+}
+
+fn summarise(migrations: &[Migration]) -> Vec<Figure> {
+    let good: Vec<_> = migrations
+        .iter()
+        .filter(|one| one.error.is_empty())
+        .collect();
+    let mut figures = Vec::new();
+    let mut add = |name: &str, unit: &str, of: &dyn Fn(&Migration) -> Option<f64>| {
+        let samples: Vec<f64> = good.iter().filter_map(|one| of(one)).collect();
+        if let Some(spread) = Spread::of(&samples) {
+            figures.push(Figure {
+                name: name.to_owned(),
+                unit: unit.to_owned(),
+                spread,
+                samples,
+            });
+        }
+    };
+    add(figure::LONGEST_ECHO, "ms", &|one| one.longest_echo_ms);
+    add(figure::UDP_GAP, "ms", &|one| {
+        one.udp_gap_ms.filter(|_| one.valid)
+    });
+    add(figure::BASELINE_GAP, "ms", &|one| one.udp_baseline_gap_ms);
+    add(figure::TCP_GAP, "ms", &|one| one.tcp_gap_ms);
+    add(figure::PAUSE, "ms", &|one| one.pause_ms);
+    add(figure::TOTAL, "ms", &|one| Some(one.total_ms));
+    add(figure::BYTES, "MB", &|one| Some(one.bytes as f64 / 1e6));
+    add(figure::UNATTRIBUTED, "%", &|one| {
+        let gap = one.udp_gap_ms.filter(|gap| *gap > 0.0)?;
+        Some(one.unattributed_ms? / gap * 100.0)
+    });
+    figures
+}
+
+impl Report {
+    /// A figure by its name.
+    #[must_use]
+    pub fn figure(&self, name: &str) -> Option<&Figure> {
+        self.summary.iter().find(|one| one.name == name)
+    }
+}
+
+fn headline(report: &Report) -> String {
+    let times = match report
+        .migrations
+        .iter()
+        .filter(|one| one.error.is_empty())
+        .count()
+    {
+        0 => "No migration succeeded".to_owned(),
+        1 => "The guest moved once".to_owned(),
+        n => format!("The guest moved {n} times"),
+    };
+    let felt = report
+        .figure(figure::LONGEST_ECHO)
+        .map_or_else(String::new, |echo| {
+            let usual = report
+                .typist
+                .baseline_echo_ms
+                .map_or_else(String::new, |quiet| {
+                    format!(", against {:.0} ms when all is quiet", quiet.median)
+                });
+            let spread = if echo.samples.len() > 1 {
+                format!(
+                    "for {:.0} ms (median; p95 {:.0}, worst {:.0})",
+                    echo.spread.median, echo.spread.p95, echo.spread.max
+                )
+            } else {
+                format!("for {:.0} ms", echo.spread.max)
+            };
+            format!(" while its user typed. The screen stood still {spread}{usual}")
+        });
+    let typist = &report.typist;
+    let kept = match (typist.content_equal, typist.lost) {
+        (Some(true), 0) => format!(
+            "All {} keys arrived, in order, and the document is what was typed",
+            typist.keys
+        ),
+        (Some(true), lost) => format!(
+            "{lost} of {} keys were never echoed, though the document is what was typed",
+            typist.keys
+        ),
+        (Some(false), _) => "The document is NOT what was typed".to_owned(),
+        (None, _) => "The document was not compared".to_owned(),
+    };
+    let session = if typist.same_session {
+        "the session was never interrupted"
+    } else {
+        "the session was LOST and opened again"
+    };
+    format!("{times}{felt}. {kept}; {session}.")
+}
