@@ -267,13 +267,12 @@ pub(super) fn anatomy(report: &Report, series: &[(ProbeKind, Series)]) -> String
             }
         }
     }
-    let mut tick = 0.0;
-    while from + tick <= to {
+    let mut tick = ((from - start) / step).ceil() * step;
+    while start + tick <= to {
         draw!(
             out,
-            r#"<text class="small middle" x="{:.1}" y="250">{:+.0}</text>"#,
-            x(from + tick),
-            from + tick - start
+            r#"<text class="small middle" x="{:.1}" y="250">{tick:+.0}</text>"#,
+            x(start + tick)
         );
         tick += step;
     }
