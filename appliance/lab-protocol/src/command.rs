@@ -24,6 +24,36 @@ pub struct LinkFault {
     pub rate_bps: u64,
 }
 
+/// Longest delay a link may have: whatever waits for an answer gives up sooner.
+const MAX_DELAY_US: u64 = 60_000_000;
+
+impl LinkFault {
+    /// Whether the numbers make sense.
+    ///
+    /// # Errors
+    /// A sentence that names the number.
+    pub fn check(&self) -> Result<(), String> {
+        for (name, probability) in [
+            ("loss", self.loss),
+            ("duplicate", self.duplicate),
+            ("corrupt", self.corrupt),
+            ("reorder", self.reorder),
+        ] {
+            if !(0.0..=1.0).contains(&probability) {
+                return Err(format!(
+                    "{name} is a probability from 0 to 1, not {probability}"
+                ));
+            }
+        }
+        for (name, us) in [("delay", self.delay_us), ("jitter", self.jitter_us)] {
+            if us > MAX_DELAY_US {
+                return Err(format!("{name} is at most 60 s, not {us} µs"));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What a lab can be told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
