@@ -10,19 +10,25 @@
 extern crate alloc;
 
 mod boot;
+mod fw_cfg;
 mod interrupts;
 mod memory;
 mod panic;
 mod serial;
 
+use boot_info::{BootInfo, config};
+
 /// Entered by `boot/entry.s` in long mode with interrupts off.
 #[unsafe(no_mangle)]
-extern "C" fn rust_entry(magic: u32, info: u32) -> ! {
+extern "C" fn rust_entry(eax: u32, info: u32) -> ! {
     serial::init();
     interrupts::init();
-    println!(
-        "elab: hypervisor {} ({magic:#x}, {info:#x})",
-        env!("CARGO_PKG_VERSION")
-    );
+    println!("elab: hypervisor {}", env!("CARGO_PKG_VERSION"));
+    let boot =
+        BootInfo::parse(&memory::Identity, eax, info).unwrap_or_else(|error| panic!("{error}"));
+    memory::init(&boot);
+    println!("{boot:x?} {:?}", memory::account());
+    let settings = fw_cfg::read("opt/elab/config", config::SETTINGS_BYTES_MAX);
+    println!("{settings:?}");
     panic::halt()
 }
