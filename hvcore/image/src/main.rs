@@ -15,6 +15,7 @@ mod interrupts;
 mod memory;
 mod panic;
 mod serial;
+mod svm;
 
 use boot_info::{BootInfo, config};
 
