@@ -119,7 +119,11 @@ mod tests {
     }
 
     /// Runs whole slices and gives how many each VM got.
-    fn run(scheduler: &mut Scheduler, slices: usize, runnable: impl Fn(VcpuId) -> bool) -> [usize; 4] {
+    fn run(
+        scheduler: &mut Scheduler,
+        slices: usize,
+        runnable: impl Fn(VcpuId) -> bool,
+    ) -> [usize; 4] {
         let mut got = [0; 4];
         for _ in 0..slices {
             let (vcpu, _) = scheduler.pick(&runnable).unwrap();

@@ -60,11 +60,18 @@ pub(crate) struct Stack {
 
 impl Stack {
     /// A card with an address.
-    pub fn new<P: Platform>(platform: &mut P, nic: Nic, address: (Ipv4Addr, u8), mtu: usize) -> Self {
+    pub fn new<P: Platform>(
+        platform: &mut P,
+        nic: Nic,
+        address: (Ipv4Addr, u8),
+        mtu: usize,
+    ) -> Self {
         let mut seed = [0; 8];
         platform.random(&mut seed);
         let seed = u64::from_ne_bytes(seed);
-        let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(platform.mac(nic))));
+        let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(
+            platform.mac(nic),
+        )));
         config.random_seed = seed;
         let mut scratch = Vec::with_capacity(mtu + ETHERNET_HEADER);
         let now = instant(platform.now_ns());
@@ -119,6 +126,39 @@ impl Stack {
     pub fn socket(&mut self, handle: SocketHandle) -> &mut tcp::Socket<'static> {
         self.due = true;
         self.sockets.get_mut(handle)
+    }
+
+    /// Passes what has arrived at a socket to `take`, which says how much of it it took; ends when that is
+    /// nothing, or when nothing is left.
+    pub fn read(&mut self, handle: SocketHandle, mut take: impl FnMut(&[u8]) -> usize) {
+        let socket = self.sockets.get_mut::<tcp::Socket>(handle);
+        while socket.can_recv() {
+            let taken = socket.recv(|bytes| {
+                let taken = take(bytes);
+                (taken, taken)
+            });
+            match taken {
+                // The window has grown, which the peer must be told.
+                Ok(1..) => self.due = true,
+                _ => break,
+            }
+        }
+    }
+
+    /// Has `fill` put bytes into the free part of a socket's send buffer, and say how many; ends when that
+    /// is nothing, or when the buffer is full.
+    pub fn write(&mut self, handle: SocketHandle, mut fill: impl FnMut(&mut [u8]) -> usize) {
+        let socket = self.sockets.get_mut::<tcp::Socket>(handle);
+        while socket.can_send() {
+            let filled = socket.send(|room| {
+                let filled = fill(room);
+                (filled, filled)
+            });
+            match filled {
+                Ok(1..) => self.due = true,
+                _ => break,
+            }
+        }
     }
 
     /// A socket, to look at only.

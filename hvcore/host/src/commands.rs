@@ -1,0 +1,148 @@
+//! What the lab can tell a host.
+
+use alloc::{format, string::String, vec::Vec};
+
+use host_protocol::{Command, HostStatus, Reply, Request, StopReason, VmId, VmStatus};
+
+use crate::{
+    Host,
+    control::ConnectionId,
+    platform::{Platform, VmHardware},
+    vm::{Asker, Stage},
+};
+
+impl<P: Platform> Host<P> {
+    /// Does what proved clients ask for.
+    pub(crate) fn take_requests(&mut self) {
+        let mut requests = Vec::new();
+        self.control
+            .poll(&mut self.management, &self.platform, &mut requests);
+        for (connection, request) in requests {
+            match request {
+                Request::Command { number, command } => {
+                    let asker = Asker { connection, number };
+                    match self.command(asker, command) {
+                        Ok(Some(reply)) => self.answer(asker, Ok(reply)),
+                        Ok(None) => {}
+                        Err(why) => self.answer(asker, Err(why)),
+                    }
+                }
+                Request::ConsoleInput { vm, bytes } => {
+                    if let Some(guest) = self
+                        .vms
+                        .iter_mut()
+                        .find(|candidate| candidate.config.id == vm)
+                        .and_then(|vm| vm.running())
+                    {
+                        guest.machine.console_input(&bytes);
+                    }
+                }
+                Request::Hello { .. } | Request::Prove { .. } | Request::Ping { .. } => {}
+            }
+        }
+        // Answers leave at once.
+        self.control
+            .poll(&mut self.management, &self.platform, &mut Vec::new());
+    }
+
+    /// Carries out a command. `None`: the answer comes later.
+    fn command(&mut self, asker: Asker, command: Command) -> Result<Option<Reply>, String> {
+        match command {
+            Command::Start(config) => {
+                self.start(config, asker)?;
+                Ok(None)
+            }
+            Command::Shutdown(vm) => {
+                let index = self.find(vm)?;
+                let guest = self.vms[index]
+                    .running()
+                    .ok_or("the VM is not running, so nobody would notice its power button")?;
+                guest.machine.press_power_button();
+                Ok(Some(Reply::Ok))
+            }
+            Command::Destroy(vm) => {
+                let index = self.find(vm)?;
+                self.destroy(index, asker)?;
+                Ok(None)
+            }
+            Command::Migrate { .. } => Err(String::from("migration is not there yet")),
+            Command::CancelMigration(_) => Err(String::from("migration is not there yet")),
+            Command::Status => Ok(Some(Reply::Status(self.status()))),
+            Command::AttachConsole(vm) => {
+                let index = self.find(vm)?;
+                self.attach_console(asker.connection, index);
+                Ok(Some(Reply::Ok))
+            }
+            Command::DetachConsole(vm) => {
+                self.control.detach(asker.connection, vm);
+                Ok(Some(Reply::Ok))
+            }
+            Command::HashMemory(_) => Err(String::from("not there yet")),
+            Command::PowerOff => {
+                self.power_off = Some(asker);
+                for index in 0..self.vms.len() {
+                    if !matches!(self.vms[index].stage, Stage::Closing(_)) {
+                        self.close(index, Some(StopReason::Destroyed), Ok(()));
+                    }
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    fn find(&self, id: VmId) -> Result<usize, String> {
+        self.vms
+            .iter()
+            .position(|vm| vm.config.id == id)
+            .ok_or_else(|| format!("this host ({}) has no such VM", self.config.name))
+    }
+
+    fn attach_console(&mut self, connection: ConnectionId, index: usize) {
+        let vm = &self.vms[index];
+        let (id, replay) = (vm.config.id, vm.console.replay());
+        self.control.attach(connection, id, replay);
+    }
+
+    /// Pulls the guest's plug.
+    fn destroy(&mut self, index: usize, asker: Asker) -> Result<(), String> {
+        let vm = &mut self.vms[index];
+        if matches!(vm.stage, Stage::Closing(_)) {
+            return Err(format!("VM {} is being taken down already", vm.config.name));
+        }
+        let starter = vm.asker.replace(asker);
+        let name = vm.config.name.clone();
+        self.close(index, Some(StopReason::Destroyed), Ok(()));
+        if let Some(starter) = starter {
+            let why = format!("VM {name} was destroyed while it was being built");
+            self.answer(starter, Err(why));
+        }
+        Ok(())
+    }
+
+    fn status(&self) -> HostStatus {
+        let (memory_total, memory_free) = self.platform.memory();
+        let vms = self
+            .vms
+            .iter()
+            .map(|vm| VmStatus {
+                id: vm.config.id,
+                name: vm.config.name.clone(),
+                state: vm.state(),
+                memory_mib: vm.config.memory_mib,
+                cpu_ns: vm.cpu_ns,
+                exits: match &vm.stage {
+                    Stage::Arriving(guest) | Stage::Running(guest) | Stage::Paused(guest) => {
+                        guest.hardware.exits()
+                    }
+                    _ => 0,
+                },
+            })
+            .collect();
+        HostStatus {
+            memory_total,
+            memory_free,
+            storage_up: self.storage.peek().is_up(),
+            vms,
+        }
+    }
+}
