@@ -63,6 +63,8 @@ pub struct Tables {
     pub io_apic: Option<u64>,
     /// IOAPIC inputs of the legacy interrupt lines that are not wired one to one: (line, input).
     pub overrides: Vec<(u8, u32)>,
+    /// I/O port of the ACPI timer.
+    pub acpi_timer: Option<u16>,
     /// I/O port and value that switch the machine off (PM1a control and the S5 sleep type).
     pub power_off: Option<(u16, u16)>,
 }
@@ -114,7 +116,12 @@ impl Tables {
             // IA-PC HPET Specification 1.0a, 3.2.4: the address follows its descriptor.
             "HPET" => self.hpet = u64_at(bytes, 44),
             "APIC" => self.take_madt(bytes),
-            "FACP" => self.power_off = power_off(memory, bytes),
+            "FACP" => {
+                self.acpi_timer = u32_at(bytes, 76)
+                    .and_then(|port| u16::try_from(port).ok())
+                    .filter(|port| *port != 0);
+                self.power_off = power_off(memory, bytes);
+            }
             _ => {}
         }
     }
@@ -225,6 +232,7 @@ mod tests {
         madt.extend([2, 10, 0, 0, 2, 0, 0, 0, 0, 0]);
         let mut fadt = vec![0; 100];
         fadt[4..8].copy_from_slice(&0x6000u32.to_le_bytes());
+        fadt[40..44].copy_from_slice(&0x608u32.to_le_bytes());
         fadt[28..32].copy_from_slice(&0x604u32.to_le_bytes());
         let dsdt = b"xx\x08_S5_\x12\x06\x04\x0a\x05\x0a\x05";
         let mut rsdt = Vec::new();
@@ -249,6 +257,7 @@ mod tests {
         assert_eq!(tables.io_apic, Some(0xfec0_0000));
         assert_eq!(tables.input_of_line(0), 2);
         assert_eq!(tables.input_of_line(4), 4);
+        assert_eq!(tables.acpi_timer, Some(0x608));
         assert_eq!(tables.power_off, Some((0x604, 0x2000 | 5 << 10)));
     }
 

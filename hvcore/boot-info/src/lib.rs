@@ -16,6 +16,8 @@ pub mod frames;
 pub mod memory_map;
 mod multiboot2;
 mod pvh;
+pub mod rtc;
+pub mod standalone;
 
 use alloc::{string::String, vec, vec::Vec};
 use core::ops::Range;

@@ -2,6 +2,7 @@
 
 use core::arch::global_asm;
 
+use super::{SPURIOUS_VECTOR, apic};
 use spin::Once;
 use x86_64::{VirtAddr, instructions::tables::lidt, structures::DescriptorTablePointer};
 
@@ -77,7 +78,8 @@ pub fn init() {
 extern "C" fn handle_interrupt(frame: &Frame) {
     match frame.vector {
         0..32 => exception(frame),
-        _ => {}
+        vector if vector == u64::from(SPURIOUS_VECTOR) => {}
+        _ => apic::end_of_interrupt(),
     }
 }
 
