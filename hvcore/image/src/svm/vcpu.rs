@@ -183,7 +183,7 @@ impl SvmVcpu {
         let (code, info1, info2) = (control.exit_code, control.exit_info1, control.exit_info2);
         Some(match code {
             exit_code::INTR | exit_code::NMI => {
-                world::take_interrupts();
+                crate::interrupts::take_pending();
                 Exit::Interrupted
             }
             exit_code::VINTR => {

@@ -6,7 +6,7 @@
 //! - STI, because with V_INTR_MASKING it is the *host's* IF that lets a physical interrupt
 //!   end the guest's run (APM vol. 2, 15.21.1). Everywhere else the image keeps IF clear.
 //! - After #VMEXIT GIF is 0; CLI comes before STGI, so a pending interrupt stays pending until the
-//!   caller takes it with [`take_interrupts`].
+//!   caller takes it with [`crate::interrupts::take_pending`].
 //!
 //! FS, GS, TR, LDTR and the system-call MSRs stay the guest's while the host runs: the image uses
 //! none of them (it never leaves CPL 0 and switches no stacks), so loading its own back on every
@@ -100,13 +100,4 @@ unsafe extern "C" {
 #[must_use]
 pub fn vmrun_address() -> u64 {
     (&raw const svm_vmrun).addr() as u64
-}
-
-/// Lets the interrupts that ended a guest's run reach their handlers.
-pub fn take_interrupts() {
-    x86_64::instructions::interrupts::enable();
-    // STI holds interrupts off for one instruction, so there must be one to interrupt after.
-    x86_64::instructions::nop();
-    x86_64::instructions::nop();
-    x86_64::instructions::interrupts::disable();
 }
