@@ -1,13 +1,13 @@
-//! The end of a host that found itself wrong: it says where, fences itself and halts.
+//! The end of a host that cannot go on: it says why, fences itself and halts.
 //!
 //! Fencing is what it does not do any more: no guest entry, no frame, no disk write follow, because
 //! nothing runs after this. The lease of its disks runs out, and another host may take them.
 
-use core::{arch::asm, panic::PanicInfo};
+use core::{arch::asm, fmt, panic::PanicInfo};
 
 use x86_64::instructions::{hlt, interrupts};
 
-use crate::serial::print_regardless;
+use crate::{screen, serial::print_regardless};
 
 /// Return addresses printed at most.
 const FRAMES_MAX: usize = 32;
@@ -20,6 +20,15 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     print_regardless(format_args!(
         "elab: host halted; its guests are stopped and it touches no disk\n"
     ));
+    screen::show(format_args!("elab: host panic: {info}\nhost halted"));
+    halt()
+}
+
+/// Ends a host that was set up in a way it cannot work: no defect of its own.
+pub fn refuse(why: fmt::Arguments<'_>) -> ! {
+    interrupts::disable();
+    print_regardless(format_args!("elab: {why}\nelab: host halted\n"));
+    screen::show(format_args!("elab: {why}\nhost halted"));
     halt()
 }
 

@@ -170,6 +170,11 @@ pub fn interrupt_at(at_ns: u64) {
     apic::interrupt_in(at_ns.saturating_sub(now_ns()));
 }
 
+/// Takes back what [`interrupt_at`] asked for.
+pub fn stop_timer() {
+    apic::stop_timer();
+}
+
 /// Reads the battery-backed clock, to the second.
 fn read_rtc() -> u64 {
     let registers = || rtc::REGISTERS.map(read_cmos);

@@ -33,19 +33,20 @@ entry32:
     mov edi, eax                        # for rust_entry(magic, info)
     mov esi, ebx
 
-    # Long mode and 1 GiB pages: every CPU with nested paging has both, so their absence is
-    # reported as what the user has to know.
+    # Without long mode there is no Rust to report it.
     mov eax, 0x80000000
     cpuid
     cmp eax, 0x80000001
     jb no_long_mode
     mov eax, 0x80000001
     cpuid
-    and edx, (1 << 29) | (1 << 26)
-    cmp edx, (1 << 29) | (1 << 26)
-    jne no_long_mode
+    test edx, 1 << 29
+    jz no_long_mode
+    mov ebp, edx
 
-    # Identity map of the first 512 GiB by 1 GiB pages: present, writable, page size.
+    # Identity map of the first 512 GiB by 1 GiB pages: present, writable, page size. Every CPU with nested
+    # paging has such pages. On others the first one is made of 2 MiB pages, so that the host can say that
+    # it cannot run there; it touches nothing beyond.
     lea eax, [boot_pdpt + 3]
     mov [boot_pml4], eax
     xor ecx, ecx
@@ -59,7 +60,19 @@ entry32:
     inc ecx
     cmp ecx, 512
     jb 1b
-
+    test ebp, 1 << 26                               # 1 GiB pages
+    jnz 3f
+    lea eax, [boot_pd + 3]
+    mov [boot_pdpt], eax
+    xor ecx, ecx
+2:  mov eax, ecx
+    shl eax, 21
+    or eax, 0x83
+    mov [boot_pd + ecx * 8], eax
+    inc ecx
+    cmp ecx, 512
+    jb 2b
+3:
     lea eax, [boot_pml4]
     mov cr3, eax
     mov eax, (1 << 5) | (1 << 9) | (1 << 10)        # PAE, OSFXSR, OSXMMEXCPT
@@ -76,16 +89,16 @@ entry32:
 no_long_mode:
     lea esi, [no_long_mode_text]
     mov edi, 0xb8000
-2:  lodsb
+4:  lodsb
     test al, al
-    jz 3f
+    jz 5f
     mov ah, 0x4f                                    # white on red
     stosw
     mov dx, 0x3f8
     out dx, al
-    jmp 2b
-3:  hlt
-    jmp 3b
+    jmp 4b
+5:  hlt
+    jmp 5b
 
 .code64
 entry64:
@@ -104,7 +117,7 @@ entry64:
 
 .section .rodata.boot, "a"
 no_long_mode_text:
-    .asciz "elab: this CPU has no 64-bit mode with 1 GiB pages, so no SVM with nested paging.\r\n"
+    .asciz "elab: this CPU has no 64-bit mode, so no AMD-V (SVM) with nested paging; host halted\r\n"
 .balign 8
 gdt:
     .quad 0
@@ -118,6 +131,7 @@ gdt_pointer:
 .balign 4096
 boot_pml4: .skip 4096
 boot_pdpt: .skip 4096
+boot_pd: .skip 4096
 # No guard page below: the identity map is by 1 GiB pages. The deepest path measured uses a tenth.
 boot_stack: .skip 512 * 1024
 .global boot_stack_end

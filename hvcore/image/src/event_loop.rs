@@ -1,0 +1,48 @@
+//! The loop around `host::Host`: what arrived goes in, what is due gets done, a guest runs, else the CPU
+//! halts.
+
+use alloc::vec::Vec;
+
+use host::{
+    Host, HostConfig,
+    platform::{Nic, Platform},
+};
+
+use crate::{interrupts, net::Receiver, platform::BareMetal, serial, time};
+
+/// Frames taken from a card before the others have their turn.
+const FRAMES_AT_ONCE: usize = 256;
+/// Rounds of receiving before guests have their turn, however much keeps arriving.
+const ROUNDS_MAX: usize = 4;
+
+/// Runs the host for ever. `receivers` are in the order of [`Nic::ALL`].
+pub fn run(config: HostConfig, platform: BareMetal, mut receivers: Vec<Receiver>) -> ! {
+    let mut host = Host::new(config, platform);
+    loop {
+        // Interrupts that are taken here announce what is looked at below; one that comes later
+        // ends the guest's slice or the halt.
+        interrupts::take_pending();
+        for _ in 0..ROUNDS_MAX {
+            for (nic, receiver) in Nic::ALL.into_iter().zip(&mut receivers) {
+                receiver.receive(FRAMES_AT_ONCE, |frame| host.on_frame(nic, frame));
+            }
+            host.poll();
+            host.platform_mut().flush();
+            if !receivers.iter().any(Receiver::has_frame) {
+                break;
+            }
+        }
+        // Nothing on the host reads its own console.
+        while serial::receive().is_some() {}
+        let ran = host.run_slice();
+        host.platform_mut().flush();
+        if ran || host.platform_mut().wake_for_room() {
+            continue;
+        }
+        match host.next_deadline_ns() {
+            Some(at_ns) => host.platform_mut().interrupt_at(at_ns),
+            None => time::stop_timer(),
+        }
+        interrupts::wait();
+    }
+}
