@@ -6,7 +6,8 @@
 use alloc::{string::String, vec::Vec};
 
 use nfs3::{
-    Data, DirEntry, Encode, FileHandle, Name, Path, Stability, Status, WriteVerifier,
+    Data, DirEntry, Encode, FileHandle, Name, Path, SetAttributes, Stability, Status,
+    WriteVerifier,
     lease::{self, AcquireArgs, Mode, Owner, RenewArgs, TakeArgs},
     mount, nfs,
     rpc::{self, Credentials, Procedure},
@@ -44,6 +45,13 @@ pub enum Call {
     GetSize {
         /// The file.
         file: FileHandle,
+    },
+    /// Cut a file off, or lengthen it with zeros.
+    SetSize {
+        /// The file.
+        file: FileHandle,
+        /// Its new length.
+        size: u64,
     },
     /// Read.
     Read {
@@ -113,7 +121,7 @@ pub enum Call {
 /// Answer to a [`Call`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// Of NULL and RELEASE.
+    /// Of NULL, SETATTR and RELEASE.
     Done,
     /// Of MOUNT and LOOKUP: the handle.
     Handle(FileHandle),
@@ -202,6 +210,18 @@ impl Call {
             Self::FsInfo { root } => small::<nfs::FsInfo>(xid, as_whom, root),
             Self::Lookup { dir, name } => small::<nfs::Lookup>(xid, as_whom, &entry(dir, name)),
             Self::GetSize { file } => small::<nfs::GetAttr>(xid, as_whom, file),
+            Self::SetSize { file, size } => small::<nfs::SetAttr>(
+                xid,
+                as_whom,
+                &nfs::SetAttrArgs {
+                    object: *file,
+                    attributes: SetAttributes {
+                        size: Some(*size),
+                        ..Default::default()
+                    },
+                    guard: None,
+                },
+            ),
             Self::Read {
                 file,
                 offset,
@@ -293,6 +313,10 @@ impl Call {
             Self::GetSize { .. } => {
                 let attributes = reply.results::<nfs::GetAttr>()?.map_err(status)?;
                 Ok(Reply::Size(attributes.size))
+            }
+            Self::SetSize { .. } => {
+                reply.results::<nfs::SetAttr>()?.map_err(status)?;
+                Ok(Reply::Done)
             }
             Self::Read { count, .. } => {
                 let read = reply.results::<nfs::Read>()?.map_err(status)?;

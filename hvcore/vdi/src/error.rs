@@ -19,15 +19,13 @@ pub enum StorageError {
     },
     /// Nobody answered in time.
     #[error(
-        "{path}: no answer from the storage server to {operation} for {seconds} s; is it running, and is the storage network up?"
+        "{path}: the storage server does not answer {operation}; is it running, and is the storage network up?"
     )]
     TimedOut {
         /// Path below the export.
         path: String,
         /// What was asked of it.
         operation: &'static str,
-        /// How long we waited.
-        seconds: u64,
     },
     /// Another host holds the lease.
     #[error("{path}: the disk is in use by {holder} (lease epoch {epoch}, {remaining_ms} ms left)")]

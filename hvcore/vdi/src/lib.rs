@@ -22,10 +22,18 @@
 
 extern crate alloc;
 
+mod disk;
 mod error;
+mod file;
+mod gather;
+mod layer;
+mod opening;
 mod request;
 mod state;
 mod storage;
+mod tag;
+mod uncommitted;
+mod walk;
 
 pub use error::{IoError, StateError, StorageError};
 pub use request::{Access, Completion, DiskId, DiskInfo, Op, Token};

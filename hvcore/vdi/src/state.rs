@@ -19,13 +19,10 @@ pub struct DiskState {
     pub epoch: u64,
     /// Size as the guest sees it.
     pub bytes: u64,
-    /// File offset at which the next block, or else the footer, goes.
-    pub end: u64,
-    /// Blocks allocated since the disk was opened here: block number and sector. Together with the table in
-    /// the file, which never loses an entry, this is the whole table; so it stays short on big disks.
+    /// Blocks allocated since the VM started, on whichever host: block number and sector. Together with the
+    /// table that the destination read from the file, which had all older ones, this is the whole table; so it
+    /// stays short on big disks.
     pub allocated: Vec<(u32, u32)>,
-    /// Sector bitmaps that differ from the file: block number and bitmap.
-    pub bitmaps: Vec<(u32, Vec<u8>)>,
     /// Writes that the server acknowledged and has not committed.
     pub uncommitted: Vec<Uncommitted>,
 }
