@@ -18,6 +18,7 @@ mod memory;
 mod misbehave;
 mod pci;
 mod timing;
+mod virtio;
 
 use core::panic::PanicInfo;
 

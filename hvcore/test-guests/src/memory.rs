@@ -6,6 +6,7 @@ use crate::{
     check,
     cpu::{attempt, cr3, set_cr3, tsc},
     println,
+    virtio::Entropy,
 };
 
 const PAGE: u64 = 4096;
@@ -165,45 +166,54 @@ fn free_start() -> u64 {
     ((&raw const image_end) as u64).next_multiple_of(PAGE)
 }
 
-/// Every page of RAM holds what was put there.
-pub fn all_ram() {
-    let pages = || (free_start()..ram_end()).step_by(PAGE as usize);
-    for page in pages() {
-        check!(
-            read(page + 8) == 0 || is_loaders(page),
-            "page {page:#x} was not zero"
-        );
+/// The page tables in use, which the loader put somewhere into RAM: as many as an identity map of 4 GiB
+/// takes, with room to spare.
+fn tables_in_use() -> [u64; 16] {
+    fn collect(table: u64, level: u32, found: &mut [u64; 16], count: &mut usize) {
+        found[*count] = table;
+        *count += 1;
+        for index in 0..512 {
+            let entry = read(table + index * 8);
+            if entry & PRESENT != 0 && level > 2 && entry & LARGE == 0 {
+                collect(entry & ADDRESS, level - 1, found, count);
+            } else if entry & PRESENT != 0 && level == 2 && entry & LARGE == 0 {
+                found[*count] = entry & ADDRESS;
+                *count += 1;
+            }
+        }
     }
-    for page in pages().filter(|page| !is_loaders(*page)) {
+    let mut found = [0; 16];
+    collect(cr3() & ADDRESS, 4, &mut found, &mut 0);
+    found
+}
+
+/// Every page of RAM is zero at first, and holds what is put there.
+pub fn all_ram() {
+    let tables = tables_in_use();
+    let pages = || {
+        (free_start()..ram_end())
+            .step_by(PAGE as usize)
+            .filter(|page| !tables.contains(page))
+    };
+    for page in pages() {
+        check!(read(page + 8) == 0, "page {page:#x} was not zero");
         write(page, page ^ 0x5555_5555_5555_5555);
     }
-    for page in pages().filter(|page| !is_loaders(*page)) {
+    for page in pages() {
+        let value = read(page);
         check!(
-            read(page) == page ^ 0x5555_5555_5555_5555,
-            "page {page:#x} reads {:#x}",
-            read(page)
+            value == page ^ 0x5555_5555_5555_5555,
+            "page {page:#x} reads {value:#x}"
         );
     }
 }
 
-/// Whether a page holds what the loader made, such as the page tables in use.
-fn is_loaders(page: u64) -> bool {
-    fn reaches(table: u64, level: u32, page: u64) -> bool {
-        table == page
-            || level > 1
-                && (0..512).any(|index| {
-                    let entry = read(table + index * 8);
-                    entry & PRESENT != 0
-                        && !(level < 4 && entry & LARGE != 0)
-                        && reaches(entry & ADDRESS, level - 1, page)
-                })
-    }
-    reaches(cr3() & ADDRESS, 4, page)
-}
-
-/// Dirties memory in an irregular pattern for a while, for the host to check its dirty log against.
+/// Dirties memory in an irregular pattern for a while, some of it through a device, for the host to check
+/// its dirty log against.
 pub fn dirty() {
     let pages = (ram_end() - free_start()) / PAGE;
+    let tables = tables_in_use();
+    let mut entropy = Entropy::start().expect("the machine has an entropy device");
     let start = tsc();
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     let mut writes = 0_u64;
@@ -212,10 +222,15 @@ pub fn dirty() {
         random ^= random >> 7;
         random ^= random << 17;
         let page = free_start() + random % pages * PAGE;
-        if !is_loaders(page) {
-            write(page + (random >> 50 & 0xff8), random);
-            writes += 1;
+        if tables.contains(&page) {
+            continue;
         }
+        if random >> 60 == 0 {
+            entropy.fill(page);
+        } else {
+            write(page + (random >> 50 & 0xff8), random);
+        }
+        writes += 1;
     }
-    println!("wrote {writes} words");
+    println!("wrote {writes} times");
 }

@@ -7,7 +7,7 @@ use crate::{
     check,
     cpu::{attempt, inb, inl, inw, outb, outl, rdmsr, set_cr3, wrmsr},
     interrupts::load_idt,
-    pci, println,
+    println, virtio,
 };
 
 /// Device memory, and an address where nothing is.
@@ -88,9 +88,7 @@ pub fn wild_io() {
 /// Device memory is read and written at every offset and with every size.
 pub fn wild_mmio() {
     let mut random = Random(13);
-    let bars = pci::virtio_devices()
-        .filter_map(|device| device.structure(1))
-        .map(|(base, _)| base);
+    let bars = virtio::devices().map(|device| device.common);
     for base in bars.chain([DEVICE]) {
         for offset in (0..0x4000_u64).step_by(17) {
             let at = base + offset;
@@ -109,14 +107,7 @@ pub fn wild_mmio() {
 /// Rings that lie outside RAM, overlap themselves, or lead in circles.
 pub fn bad_rings() {
     let mut rung = 0;
-    for device in pci::virtio_devices() {
-        device.write(4, device.read(4) | 0b110);
-        let (Some((common, _)), Some((notify, capability))) =
-            (device.structure(1), device.structure(2))
-        else {
-            panic!("{device:?} has no virtio structures");
-        };
-        let multiplier = device.read(capability + 16);
+    for device in virtio::devices() {
         for rings in [
             // Nowhere; at the very end of the address space; on top of each other; a loop.
             [NOTHING, NOTHING, NOTHING],
@@ -124,7 +115,8 @@ pub fn bad_rings() {
             [0x10_0000, 0x10_0000, 0x10_0000],
             looped(),
         ] {
-            ring(common, notify, multiplier, rings);
+            device.start(rings);
+            device.ring();
             rung += 1;
         }
     }
@@ -148,39 +140,6 @@ fn looped() -> [u64; 3] {
         AVAILABLE.0[1] = 0x7fff;
     }
     [&raw const TABLE, &raw const AVAILABLE, &raw const USED].map(|ring| ring as u64)
-}
-
-/// Configures queue 0 (virtio 1.2, 4.1.4.3) and rings it.
-fn ring(common: u64, notify: u64, multiplier: u32, rings: [u64; 3]) {
-    // SAFETY: device memory of this guest.
-    let put8 =
-        |offset, value| unsafe { core::ptr::write_volatile((common + offset) as *mut u8, value) };
-    // SAFETY: as above.
-    let put16 =
-        |offset, value| unsafe { core::ptr::write_volatile((common + offset) as *mut u16, value) };
-    // SAFETY: as above.
-    let put32 =
-        |offset, value| unsafe { core::ptr::write_volatile((common + offset) as *mut u32, value) };
-    put8(0x14, 0);
-    for status in [1, 3] {
-        put8(0x14, status);
-    }
-    // VERSION_1, and nothing else.
-    put32(0x08, 1);
-    put32(0x0c, 1);
-    put8(0x14, 0x0b);
-    put16(0x16, 0);
-    for (index, address) in (0..).zip(rings) {
-        put32(0x20 + index * 8, address as u32);
-        put32(0x24 + index * 8, (address >> 32) as u32);
-    }
-    put16(0x1c, 1);
-    put8(0x14, 0x0f);
-    // SAFETY: as above.
-    let offset = unsafe { core::ptr::read_volatile((common + 0x1e) as *const u16) };
-    let doorbell = notify + u64::from(offset) * u64::from(multiplier);
-    // SAFETY: as above.
-    unsafe { core::ptr::write_volatile(doorbell as *mut u16, 0) };
 }
 
 /// No table for exceptions: the first one is the last.

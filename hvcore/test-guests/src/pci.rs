@@ -51,8 +51,8 @@ impl Device {
     }
 }
 
-/// All virtio devices.
-pub fn virtio_devices() -> impl Iterator<Item = Device> {
+/// All virtio functions.
+pub fn virtio_functions() -> impl Iterator<Item = Device> {
     (0..32)
         .map(Device)
         .filter(|device| device.read(0) & 0xffff == VIRTIO_VENDOR)
