@@ -18,7 +18,11 @@ const RFLAGS_TF: u64 = 1 << 8;
 const RFLAGS_IF: u64 = 1 << 9;
 const RFLAGS_ALWAYS: u64 = 1 << 1;
 const EFER_SVME: u64 = 1 << 12;
-const EXCEPTION_DB: u32 = 1 << 1;
+/// Exceptions that can be raised by their own delivery: unless they exit, a guest makes the CPU
+/// deliver them for ever, and no interrupt gets through to the host.
+const INTERCEPT_EXCEPTIONS: u32 = 1 << DEBUG | 1 << ALIGNMENT_CHECK;
+const DEBUG: u8 = 1;
+const ALIGNMENT_CHECK: u8 = 17;
 /// Bits of DR6 and DR7 that are fixed to one; bits 63-32 must be zero or VMRUN refuses.
 const DR6_ONES: u64 = 0xffff_0ff0;
 const DR7_ONES: u64 = 0x400;
@@ -79,6 +83,7 @@ impl SvmVcpu {
     pub(super) fn new(cpu: &Rc<PhysicalCpu>, tables: &Rc<NestedTables>) -> Self {
         let mut vmcb = Box::new(Vmcb::zeroed());
         let control = &mut vmcb.control;
+        control.intercept_exceptions = INTERCEPT_EXCEPTIONS;
         control.intercept1 = INTERCEPT1;
         control.intercept2 = INTERCEPT2;
         control.iopm_base = cpu.permissions.io_base();
@@ -131,7 +136,6 @@ impl SvmVcpu {
                 dr6: save.dr6,
             };
             save.rflags |= RFLAGS_TF;
-            control.intercept_exceptions |= EXCEPTION_DB;
         } else {
             self.window = Window::Armed;
             control.int_ctl |=
@@ -153,7 +157,6 @@ impl SvmVcpu {
                 let save = &mut self.vmcb.save;
                 save.rflags = save.rflags & !RFLAGS_TF | trap_flag;
                 save.dr6 = dr6;
-                control.intercept_exceptions &= !EXCEPTION_DB;
             }
         }
         self.window = Window::Closed;
@@ -177,8 +180,9 @@ impl SvmVcpu {
         control.event_inj = event::decode(control.exit_int_info).map_or(0, event::encode);
     }
 
-    /// What the last #VMEXIT means; none when it has been dealt with here.
-    fn exit(&mut self) -> Option<Exit> {
+    /// What the last #VMEXIT means; none when it has been dealt with here. `stepped`: a #DB is that of
+    /// our own single step.
+    fn exit(&mut self, stepped: bool) -> Option<Exit> {
         let control = &self.vmcb.control;
         let (code, info1, info2) = (control.exit_code, control.exit_info1, control.exit_info2);
         Some(match code {
@@ -191,9 +195,23 @@ impl SvmVcpu {
                 self.close_window();
                 Exit::InterruptWindow
             }
-            // Only the step over a shadow intercepts it; the window opens with the next entry.
-            exit_code::EXCEPTION_DB => {
+            // The window opens with the next entry.
+            exit_code::EXCEPTION_DB if stepped => {
                 self.vmcb.control.interrupt_shadow = 0;
+                return None;
+            }
+            exit_code::EXCEPTION_DB => {
+                self.inject(Event::Exception {
+                    vector: DEBUG,
+                    error: None,
+                });
+                return None;
+            }
+            exit_code::EXCEPTION_AC => {
+                self.inject(Event::Exception {
+                    vector: ALIGNMENT_CHECK,
+                    error: Some(0),
+                });
                 return None;
             }
             exit_code::CPUID => Exit::Cpuid,
@@ -259,10 +277,11 @@ impl Vcpu for SvmVcpu {
         loop {
             self.open_window();
             self.enter();
+            let stepped = matches!(self.window, Window::Stepping { trap_flag: 0, .. });
             if let Window::Stepping { .. } = self.window {
                 self.close_window();
             }
-            if let Some(exit) = self.exit() {
+            if let Some(exit) = self.exit(stepped) {
                 return exit;
             }
         }

@@ -47,6 +47,7 @@ pub mod intercept2 {
 pub mod exit_code {
     #![allow(missing_docs)]
     pub const EXCEPTION_DB: u64 = 0x41;
+    pub const EXCEPTION_AC: u64 = 0x51;
     pub const INTR: u64 = 0x60;
     pub const NMI: u64 = 0x61;
     pub const INIT: u64 = 0x63;
