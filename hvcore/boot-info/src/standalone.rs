@@ -1,7 +1,7 @@
 //! The command line of a host that stands alone: no pool, no network, guests from boot modules.
 //!
 //! ```text
-//! guest [memory=MiB] [vcpus=N] [-- words of the guest's own command line] [guest ...]
+//! guest [memory=MiB] [vcpus=N] [audit=both|hardware|software] [-- words of the guest's own command line] [guest ...]
 //! ```
 //!
 //! All guests boot the same kernel. An empty command line is one guest with the default values.
@@ -19,6 +19,17 @@ const MEMORY_DEFAULT: u64 = 256;
 const MEMORY_RANGE: RangeInclusive<u64> = 4..=64 * 1024;
 const VCPU_RANGE: RangeInclusive<usize> = 1..=16;
 
+/// Which dirty maps an audited guest's harvests take (see `hvcore/image/src/standalone/audit.rs`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audit {
+    /// All there are: nothing may be missed.
+    Both,
+    /// Only the nested page tables: what devices write must be missed.
+    HardwareOnly,
+    /// Only the hypervisor's own marks: what the guest writes must be missed.
+    SoftwareOnly,
+}
+
 /// One guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guest {
@@ -26,6 +37,8 @@ pub struct Guest {
     pub memory: u64,
     /// Virtual CPUs.
     pub vcpus: usize,
+    /// Whether and how its dirty log is audited.
+    pub audit: Option<Audit>,
     /// Its kernel's command line.
     pub command_line: String,
 }
@@ -35,7 +48,7 @@ pub struct Guest {
 pub enum GuestError {
     /// A word that means nothing here.
     #[error(
-        "`{0}` does not describe a guest; expected `guest`, `memory=MiB`, `vcpus=N`, or `--` before the guest's own words"
+        "`{0}` does not describe a guest; expected `guest`, `memory=MiB`, `vcpus=N`, `audit=both|hardware|software`, or `--` before the guest's own words"
     )]
     UnknownWord(String),
     /// A number that does not parse or is out of range.
@@ -58,6 +71,7 @@ pub fn parse(text: &str) -> Result<Vec<Guest>, GuestError> {
     let fresh = || Guest {
         memory: MEMORY_DEFAULT << 20,
         vcpus: 1,
+        audit: None,
         command_line: String::new(),
     };
     let mut guests: Vec<Guest> = Vec::new();
@@ -83,7 +97,12 @@ pub fn parse(text: &str) -> Result<Vec<Guest>, GuestError> {
             let (least, most) = (*VCPU_RANGE.start() as u64, *VCPU_RANGE.end() as u64);
             guest.vcpus = number(word, value, least, most)? as usize;
         } else {
-            return Err(unknown());
+            guest.audit = Some(match word {
+                "audit=both" => Audit::Both,
+                "audit=hardware" => Audit::HardwareOnly,
+                "audit=software" => Audit::SoftwareOnly,
+                _ => return Err(unknown()),
+            });
         }
     }
     if guests.is_empty() {
@@ -140,18 +159,22 @@ mod tests {
 
     #[test]
     fn words_after_the_dashes_are_the_guests_own() {
-        let guests = parse("guest memory=64 vcpus=2 -- console=ttyS0 quiet guest -- a=b").unwrap();
+        let guests =
+            parse("guest memory=64 vcpus=2 -- console=ttyS0 quiet guest audit=hardware -- a=b")
+                .unwrap();
         assert_eq!(
             guests,
             [
                 Guest {
                     memory: 64 << 20,
                     vcpus: 2,
+                    audit: None,
                     command_line: "console=ttyS0 quiet".into()
                 },
                 Guest {
                     memory: 256 << 20,
                     vcpus: 1,
+                    audit: Some(Audit::HardwareOnly),
                     command_line: "a=b".into()
                 }
             ]

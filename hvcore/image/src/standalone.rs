@@ -4,6 +4,8 @@
 //! loop small enough that what is measured is theirs. The consoles of all guests share the serial port;
 //! what is typed goes to the first guest. When the last guest has ended, so does the host.
 
+mod audit;
+
 use alloc::{
     format,
     rc::Rc,
@@ -11,6 +13,7 @@ use alloc::{
     vec::Vec,
 };
 
+use audit::DirtyAudit;
 use boot_info::standalone::{Guest, split_kernel};
 use host::platform::VmHardware;
 use machine::{Clock, Machine, MachineConfig, Outcome, vcpu::Vcpu};
@@ -50,6 +53,7 @@ struct Running {
     guest: Guest,
     hardware: SvmVm,
     machine: Machine,
+    audit: Option<DirtyAudit>,
     /// The part of a console line that is not yet complete.
     line: Vec<u8>,
     next_vcpu: usize,
@@ -98,11 +102,15 @@ fn start(
         hardware.vcpu(index).set_tsc_offset(offset);
     }
     hardware.vcpu(0).load(&state);
+    let audit = guest
+        .audit
+        .map(|kind| DirtyAudit::new(kind, machine.memory(), &mut hardware));
     Ok(Running {
         number,
         guest,
         hardware,
         machine,
+        audit,
         line: Vec::new(),
         next_vcpu: 0,
         restarts,
@@ -167,6 +175,9 @@ pub fn run(cpu: &Rc<PhysicalCpu>, guests: Vec<Guest>, modules: &[&[u8]]) {
         }
         let mut ended = running.remove(index);
         ended.flush_console(alone);
+        if let Some(audit) = &ended.audit {
+            audit.report(ended.number);
+        }
         let Running {
             number,
             guest,
@@ -210,6 +221,9 @@ impl Running {
         let outcome = self
             .machine
             .run(index, self.hardware.vcpu(index), &HostClock);
+        if let Some(audit) = &mut self.audit {
+            audit.step(time::now_ns(), self.machine.memory(), &mut self.hardware);
+        }
         // A vCPU that only rang something or set its timer keeps its turn.
         self.next_vcpu = match outcome {
             Outcome::Work | Outcome::TimerSet => index,
