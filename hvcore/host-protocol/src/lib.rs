@@ -76,6 +76,9 @@ pub struct MigrationConfig {
     pub timeout_ms: u32,
     /// Announce the guest's MAC address on the destination. Off only as a negative control.
     pub announce: bool,
+    /// Hand frames that reach the source after the stop to the destination. Off only as a
+    /// negative control.
+    pub forward: bool,
     /// Count the hypervisor's own writes as dirty. Off only as a negative control.
     pub track_device_writes: bool,
     /// Hash all guest RAM on both sides, after the last page and before the guest runs again.
@@ -89,6 +92,7 @@ impl Default for MigrationConfig {
             max_rounds: 30,
             timeout_ms: 60_000,
             announce: true,
+            forward: true,
             track_device_writes: true,
             verify: false,
         }
@@ -216,7 +220,7 @@ pub enum Reply {
     Ok,
     /// Of [`Command::Status`].
     Status(HostStatus),
-    /// Of [`Command::HashMemory`].
+    /// Of [`Command::HashMemory`]: SHA-256 over the SHA-256 digests of all pages in order.
     Hash([u8; 32]),
 }
 
@@ -396,7 +400,7 @@ pub enum HostEvent {
         vm: VmId,
         /// Which end.
         role: Role,
-        /// SHA-256 over all pages in order.
+        /// SHA-256 over the SHA-256 digests of all pages in order.
         hash: [u8; 32],
     },
     /// The storage server answers again, or no longer does.

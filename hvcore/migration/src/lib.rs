@@ -1,3 +1,50 @@
-//! Placeholder.
+//! Live migration: moving a running guest from one host to another.
+//!
+//! [`Source`] and [`Destination`] are the two ends. They are sans-IO: bytes and clock readings go in, bytes and
+//! a next deadline come out; the guest is behind [`SourceVm`] and [`DestinationVm`]. So one code moves guests
+//! between real hosts and, thousands of times a second with every kind of failure, in a simulation.
+//!
+//! # Order of events
+//!
+//! ```text
+//!  source                                    destination
+//!  Hello, Welcome, Prepare: both prove the pool's key, the VM is described
+//!                                            builds the whole VM; Ready
+//!  pages, round by round      ------------>  loads them; RoundApplied
+//!  a snapshot as a rehearsal  ------------>  loads it into a throw-away machine
+//!  stops vCPUs, drains devices
+//!  last pages, Final          ------------>  loads vCPUs, devices, disks
+//!                                            TAKES THE LEASE: the commit point
+//!                             <------------  Committed
+//!  forwards frames            ------------>  sets the clock, announces, runs the guest,
+//!  EndOfFrames                ------------>  delivers forwarded frames, then direct ones
+//! ```
+//!
+//! # Who has the guest
+//!
+//! The lease of the VM's first writable disk has an epoch at the storage server, and taking it is a compare-and-swap
+//! on that epoch. Before `Final` is sent the destination does not know enough to run the guest, so the source may go on
+//! at any time. After that, either end may be alone: the destination goes on to take the lease; the source, if it hears
+//! nothing, takes it itself. One of the two fails, and drops its copy. No message, timer or
+//! connection decides.
+//!
+//! **Architecture invariant:** this crate knows no network, no storage server and no hypervisor.
+//!
+//! Rejected: post-copy as the default (each missing page is a round trip on a busy CPU: short pause, long
+//! stutter), and a commit decided by messages (two generals: one of the ends cannot know).
+
 #![no_std]
 #![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod destination;
+mod harvest;
+mod hash;
+mod source;
+mod wire;
+
+pub use destination::{Destination, DestinationOutcome, DestinationVm};
+pub use hash::MemoryHash;
+pub use source::{Source, SourceOutcome, SourceVm};
+pub use wire::{FinalState, FromDestination, FromSource, Snapshot, WireError};

@@ -1,0 +1,557 @@
+//! The end of a live migration that gets the guest.
+//!
+//! The VM is built whole before the first page arrives, so that whatever can fail has failed by then, and nothing is
+//! left to build while the guest stands still. It runs here only after the leases of its disks have been
+//! taken; if the connection is lost once the final state is here, the lease still decides, and the guest may run here
+//! without another word from the source.
+//!
+//! Order: frames that the source forwards were sent before the network knew the new place, so they
+//! are delivered before those that arrive here directly, which wait until the source says that none follow.
+
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
+
+use guest_memory::{GuestMemory, PAGE_SIZE};
+use host_protocol::{
+    HostEvent, MigrationConfig, Phase, Role, VmConfig, VmId,
+    auth::{Nonce, PoolKey, Purpose},
+};
+use vdi::{DiskState, StorageError};
+
+use crate::{
+    hash::MemoryHash,
+    wire::{self, Decoder, FinalState, FromDestination, FromSource, Message, Snapshot},
+};
+
+/// Bytes kept beyond the socket's buffer; the peer's window closes after that.
+const MAX_WAITING: usize = 1 << 20;
+
+/// A source that says nothing for so long is gone.
+const SILENCE_NS: u64 = 10_000_000_000;
+
+/// Frames that arrive directly wait no longer than this for those that are forwarded.
+const HOLD_NS: u64 = 20_000_000;
+
+/// The source may forward frames for so long.
+const FORWARD_NS: u64 = 2_000_000_000;
+
+/// Frames kept until the guest runs.
+const MAX_FRAMES: usize = 4096;
+
+/// Pages hashed in one step.
+const HASH_STRIDE: usize = 64;
+
+/// Messages handled between two looks at the clock.
+const STRIDE: usize = 4;
+
+/// What a destination does to its guest.
+pub trait DestinationVm {
+    /// The host's clock.
+    fn now_ns(&self) -> u64;
+    /// Begins to build the VM: memory, machine, disks.
+    ///
+    /// # Errors
+    /// A sentence for people: the VM does not fit, or is here already.
+    fn build(&mut self, vm: &VmConfig) -> Result<(), String>;
+    /// Whether it is built.
+    ///
+    /// # Errors
+    /// A sentence for people: it cannot be.
+    fn is_built(&mut self) -> Result<bool, String>;
+    /// The guest's RAM, zeroed when it was built.
+    fn memory(&self) -> &GuestMemory;
+    /// Loads a snapshot into a copy of the machine that is then thrown away.
+    ///
+    /// # Errors
+    /// A sentence for people: the state does not fit this host.
+    fn rehearse(&mut self, snapshot: &Snapshot) -> Result<(), String>;
+    /// Loads the final state.
+    ///
+    /// # Errors
+    /// A sentence for people: the state does not fit this host.
+    fn restore(&mut self, snapshot: &Snapshot, disks: &[Option<DiskState>]) -> Result<(), String>;
+    /// Begins to take the next lease of the guest's disks, the deciding one first; the result is for
+    /// [`Destination::on_taken`]. False when all are taken.
+    fn take_lease(&mut self) -> bool;
+    /// Sets the guest's clock `elapsed_ns` after the reading in `snapshot`, announces the guest if `announce`,
+    /// and lets its vCPUs run.
+    fn resume(&mut self, snapshot: &Snapshot, elapsed_ns: u64, announce: bool);
+    /// Delivers a frame that the source forwarded.
+    fn deliver(&mut self, nic: usize, frame: &[u8]);
+    /// Lets frames that arrived directly reach the guest.
+    fn release_direct_frames(&mut self);
+    /// Throws the VM away; nothing of it was ever here.
+    fn discard(&mut self);
+}
+
+/// How it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DestinationOutcome {
+    /// The guest is here.
+    Arrived,
+    /// It is not, and will not be.
+    Refused {
+        /// Why.
+        why: String,
+    },
+}
+
+#[derive(Debug)]
+enum State {
+    Greeting,
+    Proving {
+        source: Nonce,
+        own: Nonce,
+    },
+    Building,
+    Receiving,
+    Hashing {
+        hash: MemoryHash,
+        state: FinalState,
+        arrived_ns: u64,
+    },
+    Taking {
+        state: FinalState,
+        arrived_ns: u64,
+        committed: bool,
+    },
+    Arrived {
+        hold_until_ns: Option<u64>,
+        until_ns: u64,
+    },
+    Ended(DestinationOutcome),
+}
+
+/// The destination's end of one migration.
+#[derive(Debug)]
+pub struct Destination {
+    key: PoolKey,
+    own_nonce: Nonce,
+    vm: VmId,
+    config: MigrationConfig,
+    state: State,
+    /// Frames that were forwarded before the guest could take them.
+    frames: Vec<(u8, Vec<u8>)>,
+    frames_ended: bool,
+    decoder: Decoder,
+    unsent: Vec<u8>,
+    sent: usize,
+    connected: bool,
+    heard_ns: u64,
+    events: Vec<(u64, HostEvent)>,
+}
+
+impl Destination {
+    /// A connection has come in. `nonce` is random.
+    #[must_use]
+    pub fn new(key: PoolKey, nonce: Nonce, now_ns: u64) -> Self {
+        Self {
+            key,
+            own_nonce: nonce,
+            vm: VmId::default(),
+            config: MigrationConfig::default(),
+            state: State::Greeting,
+            frames: Vec::new(),
+            frames_ended: false,
+            decoder: Decoder::default(),
+            unsent: Vec::new(),
+            sent: 0,
+            connected: true,
+            heard_ns: now_ns,
+            events: Vec::new(),
+        }
+    }
+
+    /// The VM it is about, once that is known.
+    #[must_use]
+    pub fn vm(&self) -> VmId {
+        self.vm
+    }
+
+    /// Takes bytes from the source, and says how many: no more than it can hold. They are acted on by
+    /// [`Self::advance`].
+    pub fn receive(&mut self, bytes: &[u8], now_ns: u64) -> usize {
+        let room = MAX_WAITING.saturating_sub(self.decoder.waiting());
+        let taken = bytes.len().min(room);
+        if taken > 0 {
+            self.heard_ns = now_ns;
+            self.decoder.push(&bytes[..taken]);
+        }
+        taken
+    }
+
+    /// The connection is gone.
+    pub fn on_disconnected(&mut self) {
+        self.connected = false;
+    }
+
+    /// Fills `room` with what is to be sent; gives the number of bytes.
+    pub fn transmit(&mut self, room: &mut [u8]) -> usize {
+        let rest = &self.unsent[self.sent..];
+        let length = rest.len().min(room.len());
+        room[..length].copy_from_slice(&rest[..length]);
+        self.sent += length;
+        if self.sent == self.unsent.len() {
+            self.unsent.clear();
+            self.sent = 0;
+        }
+        length
+    }
+
+    /// Whether all that was said has been handed to the socket.
+    #[must_use]
+    pub fn is_sent(&self) -> bool {
+        self.unsent.is_empty()
+    }
+
+    /// How it ended, once it has.
+    #[must_use]
+    pub fn outcome(&self) -> Option<&DestinationOutcome> {
+        match &self.state {
+            State::Ended(outcome) => Some(outcome),
+            _ => None,
+        }
+    }
+
+    /// What happened since the last call, with its moment.
+    pub fn take_events(&mut self) -> Vec<(u64, HostEvent)> {
+        core::mem::take(&mut self.events)
+    }
+
+    /// When [`Self::advance`] must be called at the latest.
+    #[must_use]
+    pub fn next_deadline_ns(&self) -> Option<u64> {
+        match self.state {
+            State::Greeting | State::Proving { .. } | State::Building | State::Receiving => {
+                Some(self.heard_ns + SILENCE_NS)
+            }
+            State::Arrived {
+                hold_until_ns,
+                until_ns,
+            } => Some(hold_until_ns.unwrap_or(until_ns)),
+            State::Hashing { .. } => Some(0),
+            State::Taking { .. } | State::Ended(_) => None,
+        }
+    }
+
+    /// Acts on messages and on time, until `until_ns`. True when more is to be done at once.
+    pub fn advance(&mut self, vm: &mut impl DestinationVm, until_ns: u64) -> bool {
+        self.step(vm);
+        loop {
+            for _ in 0..STRIDE {
+                match self.take_message(vm) {
+                    Ok(true) => {}
+                    Ok(false) => return self.settle(vm, until_ns),
+                    Err(why) => {
+                        self.fail(vm, why);
+                        return self.settle(vm, until_ns);
+                    }
+                }
+            }
+            if vm.now_ns() >= until_ns {
+                return true;
+            }
+        }
+    }
+
+    /// Handles one message, if a whole one is there and this is the time for it.
+    fn take_message(&mut self, vm: &mut impl DestinationVm) -> Result<bool, String> {
+        // While RAM is hashed, the only messages that can come are frames and a cancellation; both can wait.
+        if matches!(
+            self.state,
+            State::Building | State::Hashing { .. } | State::Ended(_)
+        ) {
+            return Ok(false);
+        }
+        match self.decoder.next::<FromSource>() {
+            Ok(Some(Message::Control(message))) => self.on_message(message, vm)?,
+            Ok(Some(Message::Pages(batch))) => {
+                if !matches!(self.state, State::Receiving) {
+                    return Err("the source sent pages at the wrong time".to_string());
+                }
+                let memory = vm.memory();
+                for (page, content) in batch.pages() {
+                    if page >= memory.pages() {
+                        return Err(format!(
+                            "the source sent page {page}, beyond the guest's RAM"
+                        ));
+                    }
+                    memory.load_page(page, content.unwrap_or(&[0; PAGE_SIZE]));
+                }
+            }
+            Ok(None) => return Ok(false),
+            Err(error) => return Err(error.to_string()),
+        }
+        Ok(true)
+    }
+
+    /// No message is left: looks at the clock, the connection and the work that is under way.
+    fn settle(&mut self, vm: &mut impl DestinationVm, until_ns: u64) -> bool {
+        if !self.connected {
+            match self.state {
+                // The lease decides now, not the connection.
+                State::Hashing { .. } | State::Taking { .. } | State::Ended(_) => {}
+                State::Arrived { .. } => self.finish(vm),
+                _ => self.refuse(vm, "the connection to the source was lost".to_string()),
+            }
+        }
+        let now = vm.now_ns();
+        match &mut self.state {
+            State::Arrived {
+                hold_until_ns,
+                until_ns,
+            } => {
+                if hold_until_ns.is_some_and(|at| at <= now) {
+                    *hold_until_ns = None;
+                    vm.release_direct_frames();
+                }
+                if *until_ns <= now {
+                    self.finish(vm);
+                }
+            }
+            State::Greeting | State::Proving { .. } | State::Receiving
+                if self.heard_ns + SILENCE_NS <= now =>
+            {
+                self.refuse(vm, "the source has fallen silent".to_string());
+            }
+            State::Building => self.heard_ns = now,
+            State::Hashing { .. } => return self.hash(vm, until_ns),
+            _ => {}
+        }
+        false
+    }
+
+    /// Looks whether the VM is built.
+    fn step(&mut self, vm: &mut impl DestinationVm) {
+        if matches!(self.state, State::Building) {
+            match vm.is_built() {
+                Ok(true) => {
+                    self.send(&FromDestination::Ready);
+                    self.state = State::Receiving;
+                }
+                Ok(false) => {}
+                Err(why) => self.refuse(vm, why),
+            }
+        }
+    }
+
+    fn on_message(
+        &mut self,
+        message: FromSource,
+        vm: &mut impl DestinationVm,
+    ) -> Result<(), String> {
+        let now = vm.now_ns();
+        match (&mut self.state, message) {
+            (State::Greeting, FromSource::Hello { nonce }) => {
+                let own = self.own_nonce;
+                let proof = self.key.prove(Purpose::MigrationDestination, &nonce, &own);
+                self.send(&FromDestination::Welcome { nonce: own, proof });
+                self.state = State::Proving { source: nonce, own };
+            }
+            (
+                State::Proving { source, own },
+                FromSource::Prepare {
+                    proof,
+                    vm: config,
+                    config: how,
+                },
+            ) => {
+                if !self
+                    .key
+                    .accepts(Purpose::MigrationSource, source, own, &proof)
+                {
+                    return Err("the source does not hold this pool's key".to_string());
+                }
+                self.vm = config.id;
+                self.config = how;
+                self.mark(now, Phase::SetUp, String::new());
+                vm.build(&config)?;
+                self.state = State::Building;
+                self.step(vm);
+            }
+            (State::Receiving, FromSource::EndOfRound { number }) => {
+                self.send(&FromDestination::RoundApplied { number });
+            }
+            (State::Receiving, FromSource::Rehearsal(snapshot)) => vm.rehearse(&snapshot)?,
+            (State::Receiving, FromSource::Final(state)) => {
+                self.mark(now, Phase::DeviceState, String::new());
+                if self.config.verify {
+                    self.state = State::Hashing {
+                        hash: MemoryHash::default(),
+                        state,
+                        arrived_ns: now,
+                    };
+                } else {
+                    self.restore(vm, state, now)?;
+                }
+            }
+            (State::Taking { .. }, FromSource::Frame { nic, frame }) => {
+                if self.frames.len() < MAX_FRAMES {
+                    self.frames.push((nic, frame));
+                }
+            }
+            (State::Arrived { .. }, FromSource::Frame { nic, frame }) => {
+                vm.deliver(usize::from(nic), &frame);
+            }
+            (State::Taking { .. }, FromSource::EndOfFrames) => self.frames_ended = true,
+            (State::Arrived { .. }, FromSource::EndOfFrames) => self.finish(vm),
+            (State::Taking { .. } | State::Arrived { .. }, FromSource::Cancel { .. }) => {
+                // The lease decides.
+            }
+            (_, FromSource::Cancel { why }) => {
+                return Err(format!("the source called it off: {why}"));
+            }
+            (_, _) => return Err("the source sent a message that has no place here".to_string()),
+        }
+        Ok(())
+    }
+
+    fn hash(&mut self, vm: &mut impl DestinationVm, until_ns: u64) -> bool {
+        let State::Hashing { hash, state, .. } = &mut self.state else {
+            return false;
+        };
+        let result = loop {
+            if let Some(result) = hash.step(vm.memory(), HASH_STRIDE) {
+                break result;
+            }
+            if vm.now_ns() >= until_ns {
+                return true;
+            }
+        };
+        let equal = state.hash == Some(result);
+        self.events.push((
+            vm.now_ns(),
+            HostEvent::MemoryHash {
+                vm: self.vm,
+                role: Role::Destination,
+                hash: result,
+            },
+        ));
+        if !equal {
+            self.refuse(
+                vm,
+                "the guest's memory differs from the source's".to_string(),
+            );
+            return false;
+        }
+        if let State::Hashing {
+            state, arrived_ns, ..
+        } = core::mem::replace(&mut self.state, State::Receiving)
+            && let Err(why) = self.restore(vm, state, arrived_ns)
+        {
+            self.refuse(vm, why);
+        }
+        true
+    }
+
+    fn restore(
+        &mut self,
+        vm: &mut impl DestinationVm,
+        state: FinalState,
+        arrived_ns: u64,
+    ) -> Result<(), String> {
+        vm.restore(&state.snapshot, &state.disks)?;
+        self.mark(vm.now_ns(), Phase::LeaseHandOver, String::new());
+        self.state = State::Taking {
+            state,
+            arrived_ns,
+            committed: false,
+        };
+        if vm.take_lease() {
+            Ok(())
+        } else {
+            Err("the VM has no disk whose lease could decide who has it".to_string())
+        }
+    }
+
+    /// The answer to [`DestinationVm::take_lease`].
+    pub fn on_taken(&mut self, vm: &mut impl DestinationVm, result: &Result<u64, StorageError>) {
+        let State::Taking { committed, .. } = &mut self.state else {
+            return;
+        };
+        if let Err(error) = result {
+            let why = format!("the disk's lease could not be taken: {error}");
+            self.refuse(vm, why);
+            return;
+        }
+        if !*committed {
+            *committed = true;
+            self.send(&FromDestination::Committed);
+        }
+        if !vm.take_lease() {
+            self.arrive(vm);
+        }
+    }
+
+    fn arrive(&mut self, vm: &mut impl DestinationVm) {
+        let now = vm.now_ns();
+        self.mark(now, Phase::Resume, String::new());
+        let until_ns = now + FORWARD_NS;
+        let arrived = State::Arrived {
+            hold_until_ns: Some(now + HOLD_NS),
+            until_ns,
+        };
+        let State::Taking {
+            state, arrived_ns, ..
+        } = core::mem::replace(&mut self.state, arrived)
+        else {
+            return;
+        };
+        let elapsed_ns = state.transit_ns + vm.now_ns() - arrived_ns;
+        vm.resume(&state.snapshot, elapsed_ns, self.config.announce);
+        for (nic, frame) in core::mem::take(&mut self.frames) {
+            vm.deliver(usize::from(nic), &frame);
+        }
+        if self.frames_ended {
+            self.finish(vm);
+        }
+    }
+
+    /// The guest is here and nothing more comes from the source.
+    fn finish(&mut self, vm: &mut impl DestinationVm) {
+        vm.release_direct_frames();
+        self.mark(vm.now_ns(), Phase::Finished, String::new());
+        self.state = State::Ended(DestinationOutcome::Arrived);
+    }
+
+    /// The source cannot be understood any more.
+    fn fail(&mut self, vm: &mut impl DestinationVm, why: String) {
+        // From the moment the lease is asked for, only its answer counts.
+        if matches!(self.state, State::Taking { .. } | State::Arrived { .. }) {
+            self.connected = false;
+        } else {
+            self.refuse(vm, why);
+        }
+    }
+
+    /// Gives up before the commit point.
+    fn refuse(&mut self, vm: &mut impl DestinationVm, why: String) {
+        self.send(&FromDestination::Failed { why: why.clone() });
+        if !matches!(self.state, State::Greeting | State::Proving { .. }) {
+            vm.discard();
+            self.mark(vm.now_ns(), Phase::Aborted, why.clone());
+        }
+        self.state = State::Ended(DestinationOutcome::Refused { why });
+    }
+
+    fn mark(&mut self, now: u64, phase: Phase, detail: String) {
+        self.events.push((
+            now,
+            HostEvent::Migration {
+                vm: self.vm,
+                role: Role::Destination,
+                phase,
+                detail,
+            },
+        ));
+    }
+
+    fn send(&mut self, message: &FromDestination) {
+        if self.connected {
+            wire::encode(message, &mut self.unsent);
+        }
+    }
+}

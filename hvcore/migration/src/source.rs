@@ -1,0 +1,699 @@
+//! The end of a live migration that has the guest.
+//!
+//! What it guarantees: it ends with the guest running here, or never running here again, and the second only
+//! if the lease of the guest's disk says that it is another host's. So everything before
+//! [`FromSource::Final`] can be undone by just letting the guest run on; from then on the destination *may* have
+//! taken the lease, and only the storage server knows. Whoever then changes the lease's epoch first has the
+//! guest: the destination by taking it, the source by taking it back.
+//!
+//! It knows no socket and no hypervisor: bytes go in and out, and the guest is behind [`SourceVm`].
+
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
+
+use guest_memory::{GuestMemory, PAGE_SIZE, PageSet};
+use host_protocol::{
+    HostEvent, MigrationConfig, Phase, Role, Round, VmConfig,
+    auth::{Nonce, PoolKey, Purpose},
+};
+use vdi::{DiskState, StorageError};
+
+use crate::{
+    harvest::{Harvest, Tracker},
+    hash::{MemoryHash, is_zero},
+    wire::{
+        self, BatchWriter, Decoder, FinalState, FromDestination, FromSource, Message, Snapshot,
+    },
+};
+
+/// Bytes made ready for the socket beyond its own buffer.
+const MAX_UNSENT: usize = 512 << 10;
+
+/// A round that leaves more than this share of its predecessor's dirty pages has not got closer.
+const PROGRESS_NUMERATOR: usize = 3;
+const PROGRESS_DENOMINATOR: usize = 4;
+
+/// After so many rounds that got no closer, waiting longer gives no shorter pause.
+const MAX_STALLED_ROUNDS: u32 = 3;
+
+/// Disk I/O that the guest had begun must end within this time, or the guest runs on.
+const DRAIN_TIMEOUT_NS: u64 = 3_000_000_000;
+
+/// An answer of the destination to the final state is awaited so long; then the lease is asked.
+const COMMIT_TIMEOUT_NS: u64 = 3_000_000_000;
+
+/// Added where the destination hashes all RAM in between.
+const VERIFY_TIMEOUT_NS: u64 = 60_000_000_000;
+
+/// Frames are forwarded until the network has been seen to know better, but no longer than this.
+const FORWARD_NS: u64 = 1_000_000_000;
+
+/// Pages copied between two looks at the clock.
+const STRIDE: usize = 16;
+
+/// Pages hashed in one step.
+const HASH_STRIDE: usize = 64;
+
+/// What a source does to its guest.
+pub trait SourceVm {
+    /// The host's clock.
+    fn now_ns(&self) -> u64;
+    /// The guest's RAM.
+    fn memory(&self) -> &GuestMemory;
+    /// Moves the dirty marks of the nested page tables into `into` and clears them.
+    fn harvest_dirty(&mut self, into: &mut PageSet);
+    /// vCPUs and devices as they are now.
+    fn snapshot(&mut self) -> Snapshot;
+    /// The guest still runs, but not for long: does what makes the drain short.
+    fn settle(&mut self);
+    /// Stops the vCPUs.
+    fn stop(&mut self);
+    /// Stops the devices: nothing new is begun, what has begun ends. True when all has ended. Called until then.
+    fn drain(&mut self) -> bool;
+    /// The state of the drained disks.
+    ///
+    /// # Errors
+    /// A sentence for people; the guest then runs on here.
+    fn disks(&mut self) -> Result<Vec<Option<DiskState>>, String>;
+    /// Begins to take the deciding lease back; the result is for [`Source::on_taken`].
+    fn reclaim(&mut self);
+    /// The guest runs on here.
+    fn resume(&mut self);
+}
+
+/// How it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceOutcome {
+    /// The guest is the destination's; it must never run here again.
+    Moved,
+    /// The guest runs on here.
+    Kept {
+        /// Why.
+        why: String,
+    },
+}
+
+#[derive(Debug)]
+enum State {
+    Connecting,
+    Greeting,
+    Preparing,
+    Copying { harvest: Harvest, last: bool },
+    Confirming,
+    Draining { deadline_ns: u64 },
+    Hashing(MemoryHash),
+    Committing { deadline_ns: u64 },
+    Forwarding { deadline_ns: u64 },
+    Reclaiming { why: String },
+    Ended(SourceOutcome),
+}
+
+/// The source's end of one migration.
+#[derive(Debug)]
+pub struct Source {
+    key: PoolKey,
+    nonce: Nonce,
+    vm: VmConfig,
+    config: MigrationConfig,
+    state: State,
+    tracker: Tracker,
+    /// Pages the destination has with content: where a page became zero, it must be told.
+    filled: PageSet,
+    round: Round,
+    round_began_ns: u64,
+    round_sent_ns: u64,
+    last_dirty: usize,
+    stalled_rounds: u32,
+    /// Shortest time from the end of a round to its confirmation: about one round trip.
+    round_trip_ns: u64,
+    deadline_ns: u64,
+    hash: Option<[u8; 32]>,
+    decoder: Decoder,
+    writer: BatchWriter,
+    unsent: Vec<u8>,
+    sent: usize,
+    connected: bool,
+    lost: bool,
+    cancelled: Option<String>,
+    events: Vec<(u64, HostEvent)>,
+}
+
+impl Source {
+    /// A migration of `vm`, which has `pages` pages of RAM. `nonce` is random.
+    #[must_use]
+    pub fn new(
+        key: PoolKey,
+        nonce: Nonce,
+        vm: VmConfig,
+        config: MigrationConfig,
+        pages: usize,
+        now_ns: u64,
+    ) -> Self {
+        let deadline_ns = now_ns + u64::from(config.timeout_ms) * 1_000_000;
+        let mut source = Self {
+            key,
+            nonce,
+            vm,
+            config,
+            state: State::Connecting,
+            tracker: Tracker::new(pages),
+            filled: PageSet::new(pages),
+            round: Round::default(),
+            round_began_ns: now_ns,
+            round_sent_ns: now_ns,
+            last_dirty: pages,
+            stalled_rounds: 0,
+            round_trip_ns: u64::MAX,
+            deadline_ns,
+            hash: None,
+            decoder: Decoder::default(),
+            writer: BatchWriter::new(),
+            unsent: Vec::new(),
+            sent: 0,
+            connected: false,
+            lost: false,
+            cancelled: None,
+            events: Vec::new(),
+        };
+        source.mark(now_ns, Phase::SetUp, String::new());
+        source
+    }
+
+    /// The connection stands.
+    pub fn on_connected(&mut self) {
+        if matches!(self.state, State::Connecting) {
+            self.connected = true;
+            self.send(&FromSource::Hello { nonce: self.nonce });
+            self.state = State::Greeting;
+        }
+    }
+
+    /// The connection is gone, or could not be made.
+    pub fn on_disconnected(&mut self) {
+        self.connected = false;
+        self.lost = true;
+    }
+
+    /// Takes bytes from the destination. They are acted on by [`Self::advance`].
+    pub fn receive(&mut self, bytes: &[u8]) {
+        self.decoder.push(bytes);
+    }
+
+    /// Fills `room` with what is to be sent; gives the number of bytes.
+    pub fn transmit(&mut self, room: &mut [u8]) -> usize {
+        let rest = &self.unsent[self.sent..];
+        let length = rest.len().min(room.len());
+        room[..length].copy_from_slice(&rest[..length]);
+        self.sent += length;
+        if self.sent == self.unsent.len() {
+            self.unsent.clear();
+            self.sent = 0;
+        }
+        length
+    }
+
+    /// Whether all that was said has been handed to the socket.
+    #[must_use]
+    pub fn is_sent(&self) -> bool {
+        self.unsent.is_empty()
+    }
+
+    /// Asks for the migration to be given up. Too late after the commit point.
+    pub fn cancel(&mut self, why: String) {
+        self.cancelled.get_or_insert(why);
+    }
+
+    /// Whether frames for the guest shall be given to [`Self::forward`].
+    #[must_use]
+    pub fn takes_frames(&self) -> bool {
+        self.config.forward
+            && matches!(
+                self.state,
+                State::Committing { .. } | State::Forwarding { .. }
+            )
+    }
+
+    /// Hands a frame for the guest to the destination.
+    pub fn forward(&mut self, nic: u8, frame: &[u8]) {
+        self.send(&FromSource::Frame {
+            nic,
+            frame: frame.to_vec(),
+        });
+    }
+
+    /// The network has learnt that the guest is elsewhere: no more frames come here.
+    pub fn announce_seen(&mut self) {
+        if let State::Forwarding { deadline_ns } = &mut self.state {
+            *deadline_ns = 0;
+        }
+    }
+
+    /// The destination owns the guest.
+    #[must_use]
+    pub fn is_committed(&self) -> bool {
+        matches!(
+            self.state,
+            State::Forwarding { .. } | State::Ended(SourceOutcome::Moved)
+        )
+    }
+
+    /// How it ended, once it has.
+    #[must_use]
+    pub fn outcome(&self) -> Option<&SourceOutcome> {
+        match &self.state {
+            State::Ended(outcome) => Some(outcome),
+            _ => None,
+        }
+    }
+
+    /// What happened since the last call, with its moment.
+    pub fn take_events(&mut self) -> Vec<(u64, HostEvent)> {
+        core::mem::take(&mut self.events)
+    }
+
+    /// When [`Self::advance`] must be called at the latest.
+    #[must_use]
+    pub fn next_deadline_ns(&self) -> Option<u64> {
+        match self.state {
+            State::Draining { deadline_ns }
+            | State::Committing { deadline_ns }
+            | State::Forwarding { deadline_ns } => Some(deadline_ns),
+            State::Reclaiming { .. } | State::Ended(_) => None,
+            _ => Some(self.deadline_ns),
+        }
+    }
+
+    /// Whether [`Self::copy`] has something to do now.
+    #[must_use]
+    pub fn wants_cpu(&self) -> bool {
+        match self.state {
+            State::Copying { .. } => self.unsent.len() - self.sent < MAX_UNSENT,
+            State::Hashing(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Acts on messages and on time.
+    pub fn advance(&mut self, vm: &mut impl SourceVm) {
+        loop {
+            match self.decoder.next::<FromDestination>() {
+                Ok(Some(Message::Control(message))) => self.on_message(message, vm),
+                Ok(Some(Message::Pages(_))) => {
+                    self.give_up(vm, "the destination sent pages".to_string());
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    self.on_disconnected();
+                    self.give_up(vm, error.to_string());
+                    break;
+                }
+            }
+            if matches!(self.state, State::Ended(_)) {
+                return;
+            }
+        }
+        if let Some(why) = self.cancelled.take() {
+            self.give_up(vm, why);
+        }
+        if self.lost {
+            let why = match self.state {
+                State::Connecting => "the destination cannot be reached",
+                _ => "the connection to the destination was lost",
+            };
+            self.give_up(vm, why.to_string());
+        }
+        self.check_time(vm);
+        if let State::Draining { .. } = self.state
+            && vm.drain()
+        {
+            self.begin_last_pages(vm);
+        }
+    }
+
+    fn check_time(&mut self, vm: &mut impl SourceVm) {
+        let now = vm.now_ns();
+        match self.state {
+            State::Draining { deadline_ns } if deadline_ns <= now => {
+                self.give_up(vm, "the guest's disk I/O did not end in time".to_string());
+            }
+            State::Committing { deadline_ns } if deadline_ns <= now => {
+                self.give_up(vm, "the destination did not answer in time".to_string());
+            }
+            State::Forwarding { deadline_ns } if deadline_ns <= now => {
+                self.send(&FromSource::EndOfFrames);
+                self.end(now, SourceOutcome::Moved);
+            }
+            State::Draining { .. }
+            | State::Committing { .. }
+            | State::Forwarding { .. }
+            | State::Reclaiming { .. }
+            | State::Ended(_) => {}
+            _ if self.deadline_ns <= now => {
+                let why = format!(
+                    "not finished within {} ms; the guest may change its memory faster than the network takes it",
+                    self.config.timeout_ms
+                );
+                self.give_up(vm, why);
+            }
+            _ => {}
+        }
+    }
+
+    fn on_message(&mut self, message: FromDestination, vm: &mut impl SourceVm) {
+        let now = vm.now_ns();
+        match (&self.state, message) {
+            (State::Greeting, FromDestination::Welcome { nonce, proof }) => {
+                if !self
+                    .key
+                    .accepts(Purpose::MigrationDestination, &self.nonce, &nonce, &proof)
+                {
+                    self.give_up(
+                        vm,
+                        "the destination does not hold this pool's key".to_string(),
+                    );
+                    return;
+                }
+                let proof = self
+                    .key
+                    .prove(Purpose::MigrationSource, &self.nonce, &nonce);
+                self.send(&FromSource::Prepare {
+                    proof,
+                    vm: self.vm.clone(),
+                    config: self.config.clone(),
+                });
+                self.state = State::Preparing;
+            }
+            (State::Preparing, FromDestination::Ready) => {
+                self.mark(now, Phase::PreCopy, String::new());
+                let harvest = self.harvest(vm);
+                self.begin_round(now, 0, harvest);
+            }
+            (State::Confirming, FromDestination::RoundApplied { number })
+                if number == self.round.number =>
+            {
+                self.round_ended(vm);
+            }
+            (State::Committing { .. }, FromDestination::Committed) => {
+                self.handed_over(now);
+            }
+            (State::Reclaiming { .. } | State::Forwarding { .. }, _) => {}
+            (_, FromDestination::Failed { why }) => {
+                self.give_up(vm, format!("the destination gave up: {why}"));
+            }
+            (_, message) => {
+                let why = format!("the destination said {message:?}, which has no place here");
+                self.give_up(vm, why);
+            }
+        }
+    }
+
+    fn handed_over(&mut self, now: u64) {
+        let long = if self.config.forward { FORWARD_NS } else { 0 };
+        self.state = State::Forwarding {
+            deadline_ns: now + long,
+        };
+        self.mark(now, Phase::Forward, String::new());
+    }
+
+    /// The lease has been found to be another host's. False when that is not the work of this migration.
+    pub fn on_lease_lost(&mut self, now_ns: u64) -> bool {
+        match self.state {
+            State::Committing { .. } => self.handed_over(now_ns),
+            State::Reclaiming { .. } => self.end(now_ns, SourceOutcome::Moved),
+            State::Forwarding { .. } => {}
+            _ => return false,
+        }
+        true
+    }
+
+    /// The guest has ended by itself, so there is nothing to move.
+    pub fn on_guest_gone(&mut self, now_ns: u64, why: String) {
+        self.send(&FromSource::Cancel { why: why.clone() });
+        self.keep_running(now_ns, why);
+    }
+
+    /// Harvests both kinds of dirty marks.
+    fn harvest(&mut self, vm: &mut impl SourceVm) -> Harvest {
+        let count_device_writes = self.config.track_device_writes;
+        self.tracker.harvest(|owed| {
+            vm.harvest_dirty(owed);
+            if count_device_writes {
+                vm.memory().harvest_into(owed);
+            }
+        })
+    }
+
+    fn begin_round(&mut self, now: u64, number: u32, harvest: Harvest) {
+        self.round = Round {
+            number,
+            ..Round::default()
+        };
+        self.round_began_ns = now;
+        self.state = State::Copying {
+            harvest,
+            last: false,
+        };
+    }
+
+    /// The destination has all pages of a round: another one, or the stop?
+    fn round_ended(&mut self, vm: &mut impl SourceVm) {
+        let now = vm.now_ns();
+        self.round_trip_ns = self.round_trip_ns.min(now - self.round_sent_ns);
+        let harvest = self.harvest(vm);
+        let dirty = harvest.len();
+        self.report_round(now, dirty);
+        if dirty * PROGRESS_DENOMINATOR > self.last_dirty * PROGRESS_NUMERATOR {
+            self.stalled_rounds += 1;
+        } else {
+            self.stalled_rounds = 0;
+        }
+        self.last_dirty = dirty;
+        let next = self.round.number + 1;
+        if dirty <= self.config.stop_pages as usize
+            || next >= self.config.max_rounds
+            || self.stalled_rounds >= MAX_STALLED_ROUNDS
+        {
+            self.tracker.give_back(harvest);
+            vm.stop();
+            let now = vm.now_ns();
+            self.mark(now, Phase::Drain, String::new());
+            self.state = State::Draining {
+                deadline_ns: now + DRAIN_TIMEOUT_NS,
+            };
+        } else {
+            vm.settle();
+            self.begin_round(now, next, harvest);
+        }
+    }
+
+    fn begin_last_pages(&mut self, vm: &mut impl SourceVm) {
+        let now = vm.now_ns();
+        self.mark(now, Phase::LastPages, String::new());
+        let harvest = self.harvest(vm);
+        self.begin_round(now, self.round.number + 1, harvest);
+        if let State::Copying { last, .. } = &mut self.state {
+            *last = true;
+        }
+        // The guest stands still, so nothing else has a better claim to the CPU.
+        self.copy(vm, now + DRAIN_TIMEOUT_NS);
+    }
+
+    /// Copies pages (or hashes them) until `until_ns`, or until enough is ready to be sent.
+    pub fn copy(&mut self, vm: &mut impl SourceVm, until_ns: u64) {
+        while self.wants_cpu() {
+            match core::mem::replace(&mut self.state, State::Confirming) {
+                State::Copying { mut harvest, last } => {
+                    if self.copy_pages(vm.memory(), &mut harvest) {
+                        harvest.commit();
+                        self.pages_sent(vm, last);
+                    } else {
+                        self.state = State::Copying { harvest, last };
+                    }
+                }
+                State::Hashing(mut hash) => match hash.step(vm.memory(), HASH_STRIDE) {
+                    Some(result) => self.hashed(vm, result),
+                    None => self.state = State::Hashing(hash),
+                },
+                other => self.state = other,
+            }
+            if vm.now_ns() >= until_ns {
+                break;
+            }
+        }
+    }
+
+    /// Copies a few pages. True when the harvest is empty.
+    fn copy_pages(&mut self, memory: &GuestMemory, harvest: &mut Harvest) -> bool {
+        let mut content = [0; PAGE_SIZE];
+        for _ in 0..STRIDE {
+            let Some(page) = harvest.take() else {
+                self.round.bytes += self.writer.finish(&mut self.unsent) as u64;
+                return true;
+            };
+            let number = u32::try_from(page).expect("guests have less than 16 TiB");
+            memory.read_page(page, &mut content);
+            if !is_zero(&content) {
+                self.writer.push(number, Some(&content));
+                self.filled.insert(page);
+                self.round.pages += 1;
+            } else {
+                // The destination's RAM begins as zeroes, so only a page it has content for is worth a word.
+                self.round.zero_pages += 1;
+                if self.filled.remove(page) {
+                    self.writer.push(number, None);
+                }
+            }
+            if self.writer.is_full() {
+                self.round.bytes += self.writer.finish(&mut self.unsent) as u64;
+            }
+        }
+        false
+    }
+
+    fn pages_sent(&mut self, vm: &mut impl SourceVm, last: bool) {
+        let now = vm.now_ns();
+        if last {
+            self.report_round(now, 0);
+            self.mark(now, Phase::DeviceState, String::new());
+            if self.config.verify {
+                self.state = State::Hashing(MemoryHash::default());
+            } else {
+                self.send_final(vm);
+            }
+            return;
+        }
+        if self.round.number == 0 {
+            let snapshot = vm.snapshot();
+            self.send(&FromSource::Rehearsal(snapshot));
+        }
+        self.round_sent_ns = now;
+        self.send(&FromSource::EndOfRound {
+            number: self.round.number,
+        });
+        self.state = State::Confirming;
+    }
+
+    fn hashed(&mut self, vm: &mut impl SourceVm, hash: [u8; 32]) {
+        self.hash = Some(hash);
+        self.events.push((
+            vm.now_ns(),
+            HostEvent::MemoryHash {
+                vm: self.vm.id,
+                role: Role::Source,
+                hash,
+            },
+        ));
+        self.send_final(vm);
+    }
+
+    fn send_final(&mut self, vm: &mut impl SourceVm) {
+        let disks = match vm.disks() {
+            Ok(disks) => disks,
+            Err(why) => {
+                self.keep(vm, why);
+                return;
+            }
+        };
+        let snapshot = vm.snapshot();
+        self.send(&FromSource::Final(FinalState {
+            snapshot,
+            disks,
+            transit_ns: self.round_trip_ns / 2,
+            hash: self.hash,
+        }));
+        let allowed = if self.config.verify {
+            COMMIT_TIMEOUT_NS + VERIFY_TIMEOUT_NS
+        } else {
+            COMMIT_TIMEOUT_NS
+        };
+        self.state = State::Committing {
+            deadline_ns: vm.now_ns() + allowed,
+        };
+    }
+
+    fn report_round(&mut self, now: u64, dirty_after: usize) {
+        self.round.duration_ns = now - self.round_began_ns;
+        self.round.dirty_after = u32::try_from(dirty_after).expect("guests have less than 16 TiB");
+        self.events.push((
+            now,
+            HostEvent::Round {
+                vm: self.vm.id,
+                round: self.round,
+            },
+        ));
+    }
+
+    /// The answer to [`SourceVm::reclaim`].
+    pub fn on_taken(&mut self, vm: &mut impl SourceVm, result: &Result<u64, StorageError>) {
+        let State::Reclaiming { why } = &self.state else {
+            return;
+        };
+        let why = why.clone();
+        match result {
+            Ok(_) => {
+                vm.resume();
+                self.keep_running(vm.now_ns(), why);
+            }
+            // Somebody moved the epoch on: the destination has committed.
+            Err(_) => self.end(vm.now_ns(), SourceOutcome::Moved),
+        }
+    }
+
+    /// Something went wrong, or somebody changed their mind.
+    fn give_up(&mut self, vm: &mut impl SourceVm, why: String) {
+        match self.state {
+            // Only the lease knows whether the destination has taken it.
+            State::Committing { .. } => {
+                self.send(&FromSource::Cancel { why: why.clone() });
+                self.state = State::Reclaiming { why };
+                vm.reclaim();
+            }
+            State::Forwarding { .. } => self.end(vm.now_ns(), SourceOutcome::Moved),
+            State::Reclaiming { .. } | State::Ended(_) => {}
+            _ => self.keep(vm, why),
+        }
+    }
+
+    /// Before the final state was sent the destination cannot commit: the guest just runs on.
+    fn keep(&mut self, vm: &mut impl SourceVm, why: String) {
+        self.send(&FromSource::Cancel { why: why.clone() });
+        if let State::Copying { harvest, .. } =
+            core::mem::replace(&mut self.state, State::Confirming)
+        {
+            self.tracker.give_back(harvest);
+        }
+        vm.resume();
+        self.keep_running(vm.now_ns(), why);
+    }
+
+    fn keep_running(&mut self, now: u64, why: String) {
+        self.mark(now, Phase::Aborted, why.clone());
+        self.state = State::Ended(SourceOutcome::Kept { why });
+    }
+
+    fn end(&mut self, now: u64, outcome: SourceOutcome) {
+        self.mark(now, Phase::Finished, String::new());
+        self.state = State::Ended(outcome);
+    }
+
+    fn mark(&mut self, now: u64, phase: Phase, detail: String) {
+        self.events.push((
+            now,
+            HostEvent::Migration {
+                vm: self.vm.id,
+                role: Role::Source,
+                phase,
+                detail,
+            },
+        ));
+    }
+
+    fn send(&mut self, message: &FromSource) {
+        if self.connected {
+            wire::encode(message, &mut self.unsent);
+        }
+    }
+}
