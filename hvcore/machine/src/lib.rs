@@ -33,12 +33,29 @@
 
 extern crate alloc;
 
+#[cfg(test)]
+extern crate std;
+
+mod acpi;
+mod apic;
+mod clock;
+mod cpuid;
+mod decode;
+mod linux;
 mod machine;
+mod msr;
+mod pci;
+mod ports;
+mod processor;
+mod run;
+mod serial;
 pub mod state;
 pub mod vcpu;
+mod virtio;
 
 pub use machine::{
-    Clock, DiskError, DiskModel, DiskOp, DiskRequest, LoadError, MAX_VCPUS, Machine, MachineConfig,
-    NicModel, Outcome, ResetCause,
+    Clock, DiskError, DiskModel, DiskOp, DiskRequest, LoadError, MAX_DEVICES, MAX_VCPUS, Machine,
+    MachineConfig, NicModel, Outcome, ResetCause,
 };
+pub use run::ExitCounts;
 pub use state::{Section, StateError};

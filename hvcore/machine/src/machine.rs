@@ -1,16 +1,33 @@
 //! The machine as a whole: its configuration, its parts, and what its user may do with it.
 
-use alloc::{string::String, vec::Vec};
+use alloc::{format, string::String, vec::Vec};
 
 use guest_memory::GuestMemory;
 
 use crate::{
-    state::{Section, StateError},
-    vcpu::{Vcpu, VcpuState},
+    acpi,
+    apic::{Delivery, IoApic, Message},
+    clock::GuestClock,
+    cpuid::Policy,
+    linux,
+    pci::{self, ConfigAddress, ConfigSpace},
+    processor::Processor,
+    run::ExitCounts,
+    serial::{self, Serial},
+    vcpu::VcpuState,
+    virtio::{
+        block::Block,
+        net::{self, Net},
+        queue::RingError,
+        transport::{self, Device, Function},
+    },
 };
 
 /// Most vCPUs a machine can have: x2APIC ids fit one logical cluster, so that one word addresses all.
 pub const MAX_VCPUS: u8 = 16;
+
+/// Most disks and network cards a machine can have: slots on its PCI bus.
+pub const MAX_DEVICES: usize = 24;
 
 /// Readings of the host's clocks, and randomness.
 pub trait Clock {
@@ -73,7 +90,8 @@ pub enum Outcome {
     Halted,
     /// The vCPU spins; another one should run.
     Yield,
-    /// The guest rang a queue or wrote to its console: look at the backends. The vCPU can go on.
+    /// The guest rang a queue: look at the backends. The vCPU can go on. Console output alone is no reason to come
+    /// back; it waits for the next turn.
     Work,
     /// The guest set its timer: read [`Machine::next_deadline_ns`] again, arm the host's timer
     /// accordingly, and run the vCPU on.
@@ -149,8 +167,29 @@ pub enum LoadError {
 
 /// The guest's machine.
 pub struct Machine {
-    memory: GuestMemory,
-    config: MachineConfig,
+    // Fixed configuration.
+    pub(crate) config: MachineConfig,
+    pub(crate) host_bridge: ConfigSpace,
+    // Volatile state.
+    pub(crate) memory: GuestMemory,
+    pub(crate) cpuid: Policy,
+    /// None before the guest asked for it.
+    pub(crate) clock: Option<GuestClock>,
+    pub(crate) processors: Vec<Processor>,
+    pub(crate) io_apic: IoApic,
+    pub(crate) serial: Serial,
+    pub(crate) pci_address: ConfigAddress,
+    /// On slots 1 and up: disks, network cards, the entropy source.
+    pub(crate) functions: Vec<Function>,
+    // Runtime glue.
+    /// Whether timers are in this host's units.
+    pub(crate) synchronised: bool,
+    pub(crate) tsc_offset: u64,
+    /// Functions with queues to look at, as bits.
+    rung: u64,
+    next_request: u64,
+    pub(crate) misbehaviour: Option<String>,
+    pub(crate) exits: ExitCounts,
 }
 
 impl Machine {
@@ -158,19 +197,42 @@ impl Machine {
     /// guest is shown what this machine supports.
     ///
     /// # Panics
-    /// When the number of vCPUs is not between 1 and [`MAX_VCPUS`]: whoever parses a VM's
-    /// configuration checks that.
+    /// When the numbers of vCPUs or devices are beyond [`MAX_VCPUS`] and [`MAX_DEVICES`]: whoever parses a VM's
+    /// configuration checks them.
     #[must_use]
     pub fn new(
         config: &MachineConfig,
         memory: GuestMemory,
         cpuid: impl Fn(u32, u32) -> [u32; 4],
     ) -> Self {
-        assert!((1..=MAX_VCPUS).contains(&config.vcpus), "1 to 16 vCPUs");
-        let _ = cpuid(0, 0);
+        assert!(
+            (1..=MAX_VCPUS).contains(&config.vcpus),
+            "a machine has 1 to {MAX_VCPUS} vCPUs"
+        );
+        assert!(
+            config.disks.len() + config.nics.len() <= MAX_DEVICES,
+            "a machine has at most {MAX_DEVICES} disks and network cards"
+        );
+        let functions = (0..=config.disks.len() + config.nics.len())
+            .map(|index| function(config, index))
+            .collect();
         Self {
-            memory,
             config: config.clone(),
+            host_bridge: pci::host_bridge(),
+            memory,
+            cpuid: Policy::new(config.vcpus, cpuid),
+            clock: None,
+            processors: (0..config.vcpus).map(Processor::new).collect(),
+            io_apic: IoApic::default(),
+            serial: Serial::default(),
+            pci_address: ConfigAddress::default(),
+            functions,
+            synchronised: false,
+            tsc_offset: 0,
+            rung: 0,
+            next_request: 0,
+            misbehaviour: None,
+            exits: ExitCounts::default(),
         }
     }
 
@@ -186,6 +248,12 @@ impl Machine {
         &self.config
     }
 
+    /// How often its vCPUs came out of the guest.
+    #[must_use]
+    pub fn exits(&self) -> ExitCounts {
+        self.exits
+    }
+
     /// Puts a Linux kernel into RAM, with the tables it expects, and gives the boot vCPU's state. The other
     /// vCPUs need none: the boot vCPU starts them.
     ///
@@ -193,82 +261,294 @@ impl Machine {
     /// When the image is no bootable kernel or does not fit; RAM may then be partly written.
     pub fn load_linux(
         &mut self,
-        _kernel: &[u8],
-        _initrd: Option<&[u8]>,
-        _command_line: &str,
+        kernel: &[u8],
+        initrd: Option<&[u8]>,
+        command_line: &str,
     ) -> Result<VcpuState, LoadError> {
-        Err(LoadError::BadKernel("no loader"))
-    }
-
-    /// Runs a vCPU: delivers what is due, enters the guest and answers its exits, until the host is needed.
-    pub fn run(&mut self, _index: usize, _vcpu: &mut impl Vcpu, _clock: &impl Clock) -> Outcome {
-        Outcome::Halted
+        let reserved = [(pci::ECAM_BASE, pci::ECAM_SIZE)];
+        linux::load(
+            &self.memory,
+            kernel,
+            initrd,
+            command_line,
+            acpi::BASE,
+            &reserved,
+        )
+        .and_then(|state| {
+            let tables = acpi::tables(self.config.vcpus);
+            linux::place(&self.memory, acpi::BASE, &tables)?;
+            Ok(state)
+        })
     }
 
     /// Whether a vCPU has something to do now.
     #[must_use]
-    pub fn runnable(&self, _index: usize, _clock: &impl Clock) -> bool {
-        false
+    pub fn runnable(&self, index: usize, clock: &impl Clock) -> bool {
+        let processor = &self.processors[index];
+        !self.synchronised
+            || self.misbehaviour.is_some()
+            || processor.is_runnable()
+            || processor
+                .apic
+                .deadline_ns()
+                .is_some_and(|deadline| deadline <= clock.now_ns())
     }
 
     /// When the next timer of any vCPU fires, on [`Clock::now_ns`]'s scale. Timers already due do not count: they
     /// make their vCPU [`runnable`](Self::runnable).
     #[must_use]
-    pub fn next_deadline_ns(&self, _clock: &impl Clock) -> Option<u64> {
-        None
+    pub fn next_deadline_ns(&self, clock: &impl Clock) -> Option<u64> {
+        let now = clock.now_ns();
+        self.processors
+            .iter()
+            .filter_map(|processor| processor.apic.deadline_ns())
+            .filter(|deadline| *deadline > now)
+            .min()
     }
 
     /// The next request of the guest to any of its disks. Gives none while
     /// the requests in flight hold too much memory; ask again after each completion.
     pub fn next_disk_request(&mut self) -> Option<DiskRequest> {
+        for disk in 0..self.config.disks.len() {
+            if !self.take_rung(disk) {
+                continue;
+            }
+            let id = self.next_request;
+            let next = match self.functions[disk].device_and_queue(0) {
+                Some((Device::Block(block), queue)) => block.next_request(queue, &self.memory, id),
+                _ => Ok(None),
+            };
+            if let Ok(Some(op)) = next {
+                self.next_request += 1;
+                self.ring(disk);
+                return Some(DiskRequest { id, disk, op });
+            }
+            // Some requests may have been answered without the backend.
+            self.finish_queue(disk, 0, next.map(|_| ()));
+        }
         None
     }
 
-    /// Ends a request: with the data for a read, with anything for the rest.
-    pub fn complete_disk(&mut self, _id: u64, _result: Result<Vec<u8>, DiskError>) {}
+    /// Ends a request: with the data for a read, with anything for the rest. An id that the guest's driver no longer
+    /// waits for, because it reset the device, has no effect.
+    pub fn complete_disk(&mut self, id: u64, result: Result<Vec<u8>, DiskError>) {
+        for disk in 0..self.config.disks.len() {
+            let Some((Device::Block(block), queue)) = self.functions[disk].device_and_queue(0)
+            else {
+                continue;
+            };
+            match block.complete(queue, &self.memory, id, &result) {
+                Ok(false) => {}
+                done => {
+                    // There may be memory for further requests now.
+                    self.ring(disk);
+                    self.finish_queue(disk, 0, done.map(|_| ()));
+                    return;
+                }
+            }
+        }
+    }
 
     /// Requests taken by [`Self::next_disk_request`] and not completed. They are part of the saved state, and
     /// are issued again after a restore, so a host that does not wait for zero must
     /// be sure that the old ones have no effect later.
     #[must_use]
     pub fn disk_in_flight(&self) -> usize {
-        0
+        self.functions
+            .iter()
+            .map(|function| match function.device() {
+                Device::Block(block) => block.in_flight(),
+                _ => 0,
+            })
+            .sum()
     }
 
     /// The next Ethernet frame that the guest sends, and the card it leaves by.
     pub fn next_frame(&mut self) -> Option<(usize, Vec<u8>)> {
+        for nic in 0..self.config.nics.len() {
+            let function = self.config.disks.len() + nic;
+            if !self.take_rung(function) {
+                continue;
+            }
+            let next = match self.functions[function].device_and_queue(net::TRANSMIT) {
+                Some((Device::Net(card), queue)) => card.next_frame(queue, &self.memory),
+                _ => Ok(None),
+            };
+            if let Ok(Some(frame)) = next {
+                self.ring(function);
+                return Some((nic, frame));
+            }
+            self.finish_queue(function, net::TRANSMIT, next.map(|_| ()));
+        }
         None
     }
 
     /// Hands a frame to a card. `false`: no buffer is free; keep the frame and try again after the vCPU
     /// has run. A frame longer than the card's MTU, or for a card without driver, is dropped as a wire would (`true`).
-    pub fn deliver_frame(&mut self, _nic: usize, _frame: &[u8]) -> bool {
-        true
+    pub fn deliver_frame(&mut self, nic: usize, frame: &[u8]) -> bool {
+        let function = self.config.disks.len() + nic;
+        let delivered = match self.functions[function].device_and_queue(net::RECEIVE) {
+            Some((Device::Net(card), queue)) => card.deliver(queue, &self.memory, frame),
+            _ => return true,
+        };
+        let taken = !matches!(delivered, Ok(false));
+        self.finish_queue(function, net::RECEIVE, delivered.map(|_| ()));
+        taken
+    }
+
+    /// Asks the guest to announce its addresses on all its networks, which it does once it runs, where its driver
+    /// can.
+    pub fn announce(&mut self) {
+        for function in 0..self.functions.len() {
+            let function = &mut self.functions[function];
+            let negotiated = function.driver_features();
+            let live = function.is_live();
+            let announces = match function.device_mut() {
+                Device::Net(card) => live && card.announce(negotiated),
+                _ => false,
+            };
+            if announces {
+                let message = function.config_changed();
+                self.send(message);
+            }
+        }
     }
 
     /// What the guest wrote to its console since the last call.
     pub fn take_console_output(&mut self) -> Vec<u8> {
-        Vec::new()
+        self.serial.take_output()
     }
 
     /// Types into the guest's console.
-    pub fn console_input(&mut self, _bytes: &[u8]) {}
-
-    /// Presses the power button: a guest that listens shuts down cleanly and ends in [`Outcome::PowerOff`].
-    pub fn press_power_button(&mut self) {}
-
-    /// The state of all that is neither RAM nor a vCPU's registers. No vCPU may be running.
-    #[must_use]
-    pub fn save(&self) -> Vec<Section> {
-        Vec::new()
+    pub fn console_input(&mut self, bytes: &[u8]) {
+        self.serial.receive(bytes);
+        self.update_serial_line();
     }
 
-    /// Takes over a saved state. Afterwards every queue is rung and every interrupt line
-    /// recomputed, so that nothing the old host still had in hand is lost.
-    ///
-    /// # Errors
-    /// When the sections are not exactly those of a machine of this configuration; nothing has changed then.
-    pub fn restore(&mut self, _sections: &[Section]) -> Result<(), StateError> {
-        Ok(())
+    /// Presses the power button, an ACPI device: a guest that listens shuts down cleanly and ends in
+    /// [`Outcome::PowerOff`].
+    pub fn press_power_button(&mut self) {
+        let message = self.io_apic.set_line(acpi::POWER_BUTTON_PIN, true);
+        self.send(message);
+        let message = self.io_apic.set_line(acpi::POWER_BUTTON_PIN, false);
+        self.send(message);
     }
+
+    /// Delivers a message that no processor sent.
+    pub(crate) fn send(&mut self, message: Option<Message>) {
+        if let Some(message) = message {
+            // Devices address by id or by mask; only processors say "myself" and "others".
+            self.send_from(0, &message);
+        }
+    }
+
+    /// Delivers a message that a processor sent.
+    pub(crate) fn send_from(&mut self, sender: usize, message: &Message) {
+        let sender = self.processors[sender].apic.id();
+        let addressed = self
+            .processors
+            .iter_mut()
+            .filter(|p| message.destination.includes(p.apic.id(), sender));
+        let one = message.delivery == Delivery::LowestPriority;
+        for processor in addressed.take(if one { 1 } else { usize::MAX }) {
+            processor.receive(message);
+        }
+    }
+
+    pub(crate) fn update_serial_line(&mut self) {
+        let message = self.io_apic.set_line(serial::PIN, self.serial.line());
+        self.send(message);
+    }
+
+    pub(crate) fn read_config(&self, slot: usize, register: usize, size: u8) -> u32 {
+        match slot {
+            0 => self.host_bridge.read(register, size),
+            // An empty slot answers with all ones.
+            _ => self
+                .functions
+                .get(slot - 1)
+                .map_or(u32::MAX, |function| function.config().read(register, size)),
+        }
+    }
+
+    pub(crate) fn write_config(&mut self, slot: usize, register: usize, size: u8, value: u32) {
+        let Some(function) = slot.checked_sub(1).and_then(|i| self.functions.get_mut(i)) else {
+            return;
+        };
+        for message in function.write_config(register, size, value) {
+            self.send(Some(message));
+        }
+    }
+
+    /// The guest's clock, which begins with the first question.
+    pub(crate) fn guest_clock(&mut self, clock: &impl Clock) -> (&GuestClock, &GuestMemory) {
+        let guest_clock = self
+            .clock
+            .get_or_insert_with(|| GuestClock::new(clock.tsc_hz()));
+        (guest_clock, &self.memory)
+    }
+
+    /// Notes that a function has a queue to look at.
+    pub(crate) fn ring(&mut self, function: usize) {
+        self.rung |= 1 << function;
+    }
+
+    pub(crate) fn ring_all(&mut self) {
+        self.rung = u64::MAX;
+    }
+
+    fn take_rung(&mut self, function: usize) -> bool {
+        let bit = 1 << function;
+        let rung = self.rung & bit != 0;
+        self.rung &= !bit;
+        rung && self.misbehaviour.is_none()
+    }
+
+    /// After work on a queue: interrupts the guest if it wants that, or stops it if its ring was bad.
+    pub(crate) fn finish_queue(
+        &mut self,
+        function: usize,
+        queue: usize,
+        result: Result<(), RingError>,
+    ) {
+        let interrupt =
+            result.and_then(|()| self.functions[function].interrupt(queue, &self.memory));
+        match interrupt {
+            Ok(message) => self.send(message),
+            Err(error) => {
+                let name = self.function_name(function);
+                self.misbehaved(format!("{name}, queue {queue}: {error}"));
+            }
+        }
+    }
+
+    /// A function as it is after power-on.
+    pub(crate) fn fresh_function(&self, index: usize) -> Function {
+        function(&self.config, index)
+    }
+
+    pub(crate) fn function_name(&self, function: usize) -> String {
+        let disks = self.config.disks.len();
+        let nics = self.config.nics.len();
+        match function {
+            i if i < disks => format!("disk {i}"),
+            i if i < disks + nics => format!("network card {}", i - disks),
+            _ => String::from("entropy source"),
+        }
+    }
+}
+
+/// The function of a configuration that has this number, with its window where a firmware would put it.
+fn function(config: &MachineConfig, index: usize) -> Function {
+    let disks = config.disks.len();
+    let device = match (
+        config.disks.get(index),
+        config.nics.get(index.wrapping_sub(disks)),
+    ) {
+        (Some(disk), _) => Device::Block(Block::new(disk)),
+        (None, Some(nic)) => Device::Net(Net::new(nic)),
+        (None, None) => Device::Entropy,
+    };
+    let base = pci::MEMORY_BASE as u32 + index as u32 * transport::WINDOW;
+    Function::new(device, base)
 }
