@@ -100,9 +100,9 @@ impl<P: Platform> Host<P> {
         }
     }
 
-    fn take_console_output(&mut self, index: usize) {
+    pub(crate) fn take_console_output(&mut self, index: usize) {
         let vm = &mut self.vms[index];
-        let Some(guest) = vm.running() else {
+        let Some(guest) = vm.guest() else {
             return;
         };
         let output = guest.machine.take_console_output();

@@ -2,7 +2,11 @@
 
 use alloc::{format, string::String, vec::Vec};
 
-use host_protocol::{Command, HostStatus, Reply, Request, StopReason, VmId, VmStatus};
+use core::net::Ipv4Addr;
+
+use host_protocol::{Command, HostStatus, Reply, Request, StopReason, VmId, VmState, VmStatus};
+
+use migration::MemoryHash;
 
 use crate::{
     Host,
@@ -10,6 +14,16 @@ use crate::{
     platform::{Platform, VmHardware},
     vm::{Asker, Stage},
 };
+
+/// Pages hashed before anything else gets its turn.
+const HASH_STRIDE: usize = 64;
+
+/// A VM that stands still while its RAM is being hashed.
+pub(crate) struct Hashing {
+    vm: u32,
+    hash: MemoryHash,
+    asker: Asker,
+}
 
 impl<P: Platform> Host<P> {
     /// Does what proved clients ask for.
@@ -65,8 +79,20 @@ impl<P: Platform> Host<P> {
                 self.destroy(index, asker)?;
                 Ok(None)
             }
-            Command::Migrate { .. } => Err(String::from("migration is not there yet")),
-            Command::CancelMigration(_) => Err(String::from("migration is not there yet")),
+            Command::Migrate {
+                vm,
+                destination,
+                config,
+            } => {
+                let index = self.find(vm)?;
+                self.migrate(index, Ipv4Addr::from(destination), config, asker)?;
+                Ok(None)
+            }
+            Command::CancelMigration(vm) => {
+                let index = self.find(vm)?;
+                self.cancel_migration(index)?;
+                Ok(Some(Reply::Ok))
+            }
             Command::Status => Ok(Some(Reply::Status(self.status()))),
             Command::AttachConsole(vm) => {
                 let index = self.find(vm)?;
@@ -77,7 +103,11 @@ impl<P: Platform> Host<P> {
                 self.control.detach(asker.connection, vm);
                 Ok(Some(Reply::Ok))
             }
-            Command::HashMemory(_) => Err(String::from("not there yet")),
+            Command::HashMemory(vm) => {
+                let index = self.find(vm)?;
+                self.begin_hash(index, asker)?;
+                Ok(None)
+            }
             Command::PowerOff => {
                 self.power_off = Some(asker);
                 for index in 0..self.vms.len() {
@@ -97,6 +127,51 @@ impl<P: Platform> Host<P> {
             .ok_or_else(|| format!("this host ({}) has no such VM", self.config.name))
     }
 
+    /// Stops a guest and begins to hash its RAM.
+    fn begin_hash(&mut self, index: usize, asker: Asker) -> Result<(), String> {
+        let vm = &mut self.vms[index];
+        let number = vm.number;
+        let name = vm.config.name.clone();
+        if self.is_departing(number) {
+            return Err(format!(
+                "VM {name} is being migrated; hash it before or after"
+            ));
+        }
+        if self.hashing.is_some() {
+            return Err(format!("VM {name}: another VM's memory is being hashed"));
+        }
+        if !self.vms[index].pause() {
+            return Err(format!("VM {name} is not running"));
+        }
+        self.hashing = Some(Hashing {
+            vm: number,
+            hash: MemoryHash::default(),
+            asker,
+        });
+        Ok(())
+    }
+
+    /// Hashes on for a while. False when there is nothing to hash.
+    pub(crate) fn run_hash(&mut self) -> bool {
+        let Some(mut hashing) = self.hashing.take() else {
+            return false;
+        };
+        let Some(index) = self.index_of(hashing.vm) else {
+            return false;
+        };
+        let Some(guest) = self.vms[index].guest() else {
+            return false;
+        };
+        match hashing.hash.step(guest.machine.memory(), HASH_STRIDE) {
+            Some(hash) => {
+                self.vms[index].resume();
+                self.answer(hashing.asker, Ok(Reply::Hash(hash)));
+            }
+            None => self.hashing = Some(hashing),
+        }
+        true
+    }
+
     fn attach_console(&mut self, connection: ConnectionId, index: usize) {
         let vm = &self.vms[index];
         let (id, replay) = (vm.config.id, vm.console.replay());
@@ -105,9 +180,17 @@ impl<P: Platform> Host<P> {
 
     /// Pulls the guest's plug.
     fn destroy(&mut self, index: usize, asker: Asker) -> Result<(), String> {
+        let number = self.vms[index].number;
+        let handed_over = self.is_departing(number) && self.vms[index].state() == VmState::Paused;
         let vm = &mut self.vms[index];
         if matches!(vm.stage, Stage::Closing(_)) {
             return Err(format!("VM {} is being taken down already", vm.config.name));
+        }
+        if handed_over {
+            return Err(format!(
+                "VM {} is being handed over to another host; ask again in a moment",
+                vm.config.name
+            ));
         }
         let starter = vm.asker.replace(asker);
         let name = vm.config.name.clone();

@@ -132,7 +132,7 @@ impl Control {
                     continue;
                 }
                 // A client that closes its half has said all it had to say.
-                _ if !active || (!socket.may_recv() && !socket.can_recv() && socket.may_send()) => {
+                _ if !active || stack.is_finished(connection.socket) => {
                     self.cut(stack, index);
                     continue;
                 }

@@ -29,20 +29,23 @@ mod commands;
 mod console;
 mod control;
 mod lifecycle;
+mod migrate;
 mod net;
 pub mod platform;
 mod scheduler;
 mod storage;
 mod vm;
 
-use alloc::{string::String, vec::Vec};
+use alloc::{collections::VecDeque, string::String, vec::Vec};
 use core::net::Ipv4Addr;
 
 use host_protocol::{HostEvent, auth::PoolKey};
 use machine::{Clock, Outcome, ResetCause};
 
 use crate::{
+    commands::Hashing,
     control::Control,
+    migrate::{Announcement, Arrival, Departure},
     net::{
         bridge::{Bridge, Port},
         stack::Stack,
@@ -94,6 +97,14 @@ pub struct Host<P: Platform> {
     storage_was_up: bool,
     /// When guests' frames that did not fit the session card's ring are tried again.
     uplink_retry_ns: Option<u64>,
+    departures: Vec<Departure>,
+    arrivals: Vec<Arrival>,
+    /// An arrival has more to load than it was given time for.
+    arrivals_busy: bool,
+    announcements: VecDeque<Announcement>,
+    hashing: Option<Hashing>,
+    /// What guests have run since a migration last got CPU time.
+    guests_ran_ns: u64,
     /// The host is to be switched off when its last VM is gone, and who asked for it.
     power_off: Option<vm::Asker>,
 }
@@ -137,7 +148,7 @@ impl<P: Platform> Host<P> {
             config.name.clone(),
             (booted_ns, booted),
         );
-        Self {
+        let mut host = Self {
             platform,
             config,
             management,
@@ -149,8 +160,16 @@ impl<P: Platform> Host<P> {
             next_number: 1,
             storage_was_up: false,
             uplink_retry_ns: None,
+            departures: Vec::new(),
+            arrivals: Vec::new(),
+            arrivals_busy: false,
+            announcements: VecDeque::new(),
+            hashing: None,
+            guests_ran_ns: 0,
             power_off: None,
-        }
+        };
+        host.open_arrivals();
+        host
     }
 
     /// What the host runs on.
@@ -163,7 +182,10 @@ impl<P: Platform> Host<P> {
         match nic {
             Nic::Management => self.management.receive(&mut self.platform, frame),
             Nic::Storage => self.storage.stack.receive(&mut self.platform, frame),
-            Nic::Session => self.switch_frame(Port::Uplink, frame),
+            Nic::Session => {
+                self.switch_frame(Port::Uplink, frame);
+                self.notice_announcement(frame);
+            }
         }
     }
 
@@ -173,6 +195,8 @@ impl<P: Platform> Host<P> {
         self.take_completions();
         self.take_requests();
         self.advance_lifecycles();
+        self.arrivals_busy = false;
+        self.advance_migrations();
         self.serve_backends();
         self.storage.poll(&mut self.platform);
         self.management.poll(&mut self.platform);
@@ -191,11 +215,20 @@ impl<P: Platform> Host<P> {
             })
         });
         let Some((vcpu, contended)) = picked else {
-            return false;
+            return self.run_background() || self.run_hash() || self.arrivals_busy;
         };
+        // Guests first: the rest gets its turn after a whole slice of theirs.
+        if self.guests_ran_ns >= SLICE_NS {
+            self.guests_ran_ns = 0;
+            if self.run_background() || self.run_hash() {
+                return true;
+            }
+        }
+        let contended = contended || !self.departures.is_empty() || self.hashing.is_some();
         let slice_end = now + if contended { SLICE_NS } else { LONE_SLICE_NS };
         let outcome = self.run_vcpu(vcpu, slice_end);
         let ran_ns = self.platform.now_ns() - now;
+        self.guests_ran_ns += ran_ns;
         self.scheduler.charge(vcpu, ran_ns);
         let Some(index) = self.vms.iter().position(|vm| vm.number == vcpu.vm) else {
             return true;
@@ -221,12 +254,15 @@ impl<P: Platform> Host<P> {
         loop {
             let deadline = self.next_deadline_ns().unwrap_or(u64::MAX);
             self.platform.interrupt_at(deadline.min(slice_end_ns));
-            let guest = self
-                .vms
-                .iter_mut()
-                .find(|vm| vm.number == vcpu.vm)
-                .and_then(Vm::running);
-            let Some(Guest { hardware, machine }) = guest else {
+            let Some(vm) = self.vms.iter_mut().find(|vm| vm.number == vcpu.vm) else {
+                return Outcome::Halted;
+            };
+            if vm.awaits_first_instruction {
+                vm.awaits_first_instruction = false;
+                let event = HostEvent::FirstInstruction { vm: vm.config.id };
+                self.control.report(self.platform.now_ns(), event);
+            }
+            let Some(Guest { hardware, machine }) = vm.running() else {
                 return Outcome::Halted;
             };
             let outcome = machine.run(
@@ -254,6 +290,7 @@ impl<P: Platform> Host<P> {
             self.storage.next_deadline_ns(),
             self.control.next_deadline_ns(),
             self.backends_deadline_ns(),
+            self.migrations_deadline_ns(),
             Some(self.platform.now_ns() + IDLE_NS),
         ]
         .into_iter()

@@ -11,7 +11,7 @@ use crate::{
     Host,
     net::bridge::Vif,
     platform::{NoMemory, Platform, VmHardware},
-    vm::{self, Asker, Building, Closing, Guest, Part, Stage, Vm},
+    vm::{self, Asker, Building, Closing, Guest, Inbox, Part, Stage, Vm},
 };
 
 /// How long the disks of a VM that has ended may take to be closed.
@@ -28,24 +28,39 @@ impl<P: Platform> Host<P> {
         let number = self.add_vm(config, hardware, memory, Some(asker), Stage::Building);
         let index = self.index_of(number).expect("it was added just now");
         self.request_boot_files(index);
+        self.open_disks(index, false);
+        Ok(())
+    }
+
+    /// Begins to open a VM's disks. With `prepare`, those that are to be written stay another host's for now.
+    pub(crate) fn open_disks(&mut self, index: usize, prepare: bool) {
         let now = self.platform.now_ns();
-        let config = &self.vms[index].config;
-        let tokens: Vec<_> = config
+        let storage = self.storage.storage();
+        let tokens: Vec<_> = self.vms[index]
+            .config
             .disks
             .iter()
             .enumerate()
             .map(|(disk, config)| {
-                let access = if config.read_only {
-                    Access::ReadOnly
-                } else {
-                    Access::ReadWrite
+                let token = match (config.read_only, prepare) {
+                    (true, _) => storage.open_disk(&config.path, Access::ReadOnly, now),
+                    (false, true) => storage.prepare_disk(&config.path, now),
+                    (false, false) => storage.open_disk(&config.path, Access::ReadWrite, now),
                 };
-                let token = self.storage.storage().open_disk(&config.path, access, now);
                 (token, Part::Disk(disk))
             })
             .collect();
         self.await_parts(index, tokens);
-        Ok(())
+    }
+
+    /// Lets go of a VM's disks without a word to the server: they are another host's.
+    pub(crate) fn forget_disks(&mut self, index: usize) {
+        let storage = self.storage.storage();
+        for disk in &mut self.vms[index].disks {
+            if let Some((id, _)) = disk.take() {
+                storage.forget_disk(id);
+            }
+        }
     }
 
     /// Refuses a VM whose configuration is wrong or collides with what is here.
@@ -144,7 +159,7 @@ impl<P: Platform> Host<P> {
                             .complete_disk(id, result.map_err(|_| DiskError));
                     }
                 }
-                Completion::Taken { disk, result } => self.on_taken(disk, result),
+                Completion::Taken { disk, result } => self.on_taken(disk, &result),
                 Completion::Closed { disk, result } => self.on_closed(disk, result),
                 Completion::LeaseLost { disk, why } => self.on_lease_lost(disk, why),
             }
@@ -225,6 +240,9 @@ impl<P: Platform> Host<P> {
         let Some(index) = self.vms.iter().position(|vm| vm.disk_index(disk).is_some()) else {
             return;
         };
+        if self.lease_moved_by_migration(self.vms[index].number) {
+            return;
+        }
         self.storage.storage().forget_disk(disk);
         let vm = &mut self.vms[index];
         let slot = vm.disk_index(disk).expect("it was found by this disk");
@@ -299,11 +317,11 @@ impl<P: Platform> Host<P> {
                     hardware.vcpu(vcpu).set_tsc_offset(offset);
                 }
                 vm.stage = Stage::Running(Guest { hardware, machine });
+                vm.awaits_first_instruction = true;
+                vm.awaits_first_frame = true;
                 let asker = vm.asker.take();
                 self.connect(index);
                 self.report_state(index);
-                let vm = self.vms[index].config.id;
-                self.report(HostEvent::FirstInstruction { vm });
                 if let Some(asker) = asker {
                     self.answer(asker, Ok(Reply::Ok));
                 }
@@ -339,7 +357,9 @@ impl<P: Platform> Host<P> {
         let vm = &mut self.vms[index];
         // The old machine's memory is free before the new one's is taken, so it fits.
         vm.stage = Stage::Closing(Closing::default());
-        vm.inbox.iter_mut().for_each(|waiting| waiting.clear());
+        vm.inbox
+            .iter_mut()
+            .for_each(|inbox| *inbox = Inbox::default());
         let event = HostEvent::Rebooted {
             vm: vm.config.id,
             cause: cause.to_string(),
@@ -392,17 +412,14 @@ impl<P: Platform> Host<P> {
             Stage::Arriving(_) => (Vec::new(), false),
             Stage::Closing(closing) => (closing.awaited, true),
         };
-        let storage = self.storage.storage();
-        for disk in &mut vm.disks {
-            match disk {
-                Some((id, _)) if owned => storage.close_disk(*id, now),
-                Some((id, _)) => {
-                    storage.forget_disk(*id);
-                    *disk = None;
-                }
-                None => {}
-            }
+        if owned {
+            let storage = self.storage.storage();
+            vm.open_disks()
+                .for_each(|disk| storage.close_disk(disk, now));
+        } else {
+            self.forget_disks(index);
         }
+        let vm = &mut self.vms[index];
         vm.stage = Stage::Closing(Closing {
             awaited,
             reason,
@@ -452,6 +469,4 @@ impl<P: Platform> Host<P> {
             self.report(HostEvent::Vm { vm: id, state });
         }
     }
-
-    fn on_taken(&mut self, _disk: DiskId, _result: Result<u64, StorageError>) {}
 }

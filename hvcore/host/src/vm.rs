@@ -98,6 +98,41 @@ pub(crate) enum Stage<H> {
     Closing(Closing),
 }
 
+/// Frames that wait for a buffer of the guest, on one of its cards.
+#[derive(Default)]
+pub(crate) struct Inbox {
+    /// Forwarded by the host the guest came from: older than the others.
+    forwarded: VecDeque<Vec<u8>>,
+    direct: VecDeque<Vec<u8>>,
+    /// More forwarded frames may come, so the others wait.
+    pub held: bool,
+}
+
+impl Inbox {
+    /// The frames that came over the network, oldest first.
+    pub fn waiting(&self) -> impl Iterator<Item = &[u8]> + '_ {
+        self.direct.iter().map(Vec::as_slice)
+    }
+
+    fn keep(queue: &mut VecDeque<Vec<u8>>, frame: &[u8]) {
+        if queue.len() < MAX_WAITING_FRAMES {
+            queue.push_back(frame.to_vec());
+        }
+    }
+
+    /// The frame to deliver next.
+    fn front(&self) -> Option<&[u8]> {
+        let direct = if self.held { None } else { self.direct.front() };
+        self.forwarded.front().or(direct).map(Vec::as_slice)
+    }
+
+    fn pop(&mut self) {
+        if self.forwarded.pop_front().is_none() {
+            self.direct.pop_front();
+        }
+    }
+}
+
 /// A VM.
 pub(crate) struct Vm<H> {
     /// Its number on this host; never used again for another.
@@ -106,13 +141,17 @@ pub(crate) struct Vm<H> {
     pub stage: Stage<H>,
     /// Its open disks; `None` for one that is not open yet.
     pub disks: Vec<Option<(DiskId, DiskInfo)>>,
-    /// Frames that wait for a buffer of the guest, for each of its cards.
-    pub inbox: Vec<VecDeque<Vec<u8>>>,
+    /// Leases that remain to be taken from the host the VM comes from, with their epochs there.
+    pub leases_to_take: VecDeque<(DiskId, u64)>,
+    /// Frames that wait, for each of its cards.
+    pub inbox: Vec<Inbox>,
     pub console: Console,
     /// Time its vCPUs have run.
     pub cpu_ns: u64,
     /// Who waits for the end of its start or of its end.
     pub asker: Option<Asker>,
+    /// It has not run on this host yet.
+    pub awaits_first_instruction: bool,
     /// Its first frame on this host has not been seen yet.
     pub awaits_first_frame: bool,
 }
@@ -122,12 +161,14 @@ impl<H> Vm<H> {
         Self {
             number,
             disks: vec![None; config.disks.len()],
-            inbox: config.nics.iter().map(|_| VecDeque::new()).collect(),
+            leases_to_take: VecDeque::new(),
+            inbox: config.nics.iter().map(|_| Inbox::default()).collect(),
             config,
             stage,
             console: Console::default(),
             cpu_ns: 0,
             asker,
+            awaits_first_instruction: true,
             awaits_first_frame: true,
         }
     }
@@ -146,6 +187,26 @@ impl<H> Vm<H> {
             Stage::Running(guest) => Some(guest),
             _ => None,
         }
+    }
+
+    /// Stops its vCPUs and devices. False when they were not running.
+    pub fn pause(&mut self) -> bool {
+        let placeholder = Stage::Closing(Closing::default());
+        let (stage, done) = match core::mem::replace(&mut self.stage, placeholder) {
+            Stage::Running(guest) => (Stage::Paused(guest), true),
+            other => (other, false),
+        };
+        self.stage = stage;
+        done
+    }
+
+    /// Lets vCPUs and devices go on.
+    pub fn resume(&mut self) {
+        let placeholder = Stage::Closing(Closing::default());
+        self.stage = match core::mem::replace(&mut self.stage, placeholder) {
+            Stage::Paused(guest) => Stage::Running(guest),
+            other => other,
+        };
     }
 
     /// The state to report.
@@ -180,15 +241,22 @@ impl<H> Vm<H> {
 
     /// Hands the guest a frame, or keeps it until the guest has a buffer.
     pub fn deliver(&mut self, nic: usize, frame: &[u8]) {
-        let waiting = &mut self.inbox[nic];
+        let inbox = &mut self.inbox[nic];
         if let Stage::Running(guest) = &mut self.stage
-            && waiting.is_empty()
+            && inbox.front().is_none()
+            && !inbox.held
             && guest.machine.deliver_frame(nic, frame)
         {
             return;
         }
-        if waiting.len() < MAX_WAITING_FRAMES {
-            waiting.push_back(frame.to_vec());
+        Inbox::keep(&mut inbox.direct, frame);
+    }
+
+    /// Hands the guest a frame that went by way of the host it came from.
+    pub fn deliver_forwarded(&mut self, nic: usize, frame: &[u8]) {
+        if let Some(inbox) = self.inbox.get_mut(nic) {
+            Inbox::keep(&mut inbox.forwarded, frame);
+            self.deliver_waiting();
         }
     }
 
@@ -197,12 +265,12 @@ impl<H> Vm<H> {
         let Stage::Running(guest) = &mut self.stage else {
             return;
         };
-        for (nic, waiting) in self.inbox.iter_mut().enumerate() {
-            while let Some(frame) = waiting.front() {
+        for (nic, inbox) in self.inbox.iter_mut().enumerate() {
+            while let Some(frame) = inbox.front() {
                 if !guest.machine.deliver_frame(nic, frame) {
                     break;
                 }
-                waiting.pop_front();
+                inbox.pop();
             }
         }
     }

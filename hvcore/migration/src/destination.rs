@@ -232,8 +232,7 @@ impl Destination {
                 hold_until_ns,
                 until_ns,
             } => Some(hold_until_ns.unwrap_or(until_ns)),
-            State::Hashing { .. } => Some(0),
-            State::Taking { .. } | State::Ended(_) => None,
+            State::Hashing { .. } | State::Taking { .. } | State::Ended(_) => None,
         }
     }
 

@@ -161,6 +161,12 @@ impl Stack {
         }
     }
 
+    /// Whether the peer has ended the connection and all it sent has been read.
+    pub fn is_finished(&self, handle: SocketHandle) -> bool {
+        let socket = self.peek(handle);
+        socket.may_send() && !socket.may_recv() && !socket.can_recv()
+    }
+
     /// A socket, to look at only.
     pub fn peek(&self, handle: SocketHandle) -> &tcp::Socket<'static> {
         self.sockets.get(handle)
