@@ -6,3 +6,5 @@
 #![forbid(unsafe_code)]
 
 pub mod guest;
+pub mod hypervisor;
+pub mod iso;

@@ -23,6 +23,8 @@ const TIMER_INITIAL: u64 = 0x380;
 const TIMER_CURRENT: u64 = 0x390;
 const TIMER_DIVIDE: u64 = 0x3e0;
 
+/// Delivery mode of the pin that non-maskable interrupts arrive at.
+const NMI: u32 = 4 << 8;
 const MASKED: u32 = 1 << 16;
 const SOFTWARE_ENABLE: u32 = 1 << 8;
 const DIVIDE_BY_ONE: u32 = 0xb;
@@ -30,11 +32,11 @@ const DIVIDE_BY_ONE: u32 = 0xb;
 /// Timer ticks in a second, once measured.
 static TIMER_HZ: AtomicU64 = AtomicU64::new(0);
 
-/// Switches this CPU's APIC on, with nothing but the timer to come.
+/// Switches this CPU's APIC on, with nothing but the timer and the PC's NMI to come.
 pub fn enable() {
     REGISTERS.write(TASK_PRIORITY, 0);
     REGISTERS.write(LINT0, MASKED);
-    REGISTERS.write(LINT1, MASKED);
+    REGISTERS.write(LINT1, NMI);
     REGISTERS.write(TIMER, MASKED);
     REGISTERS.write(TIMER_DIVIDE, DIVIDE_BY_ONE);
     REGISTERS.write(SPURIOUS, SOFTWARE_ENABLE | u32::from(SPURIOUS_VECTOR));

@@ -85,6 +85,13 @@ extern "C" fn handle_interrupt(frame: &Frame) {
 
 /// The host's own code raised an exception: a defect of ours, reported like a panic.
 fn exception(frame: &Frame) -> ! {
+    const NMI: u64 = 2;
+    if frame.vector == NMI {
+        panic!(
+            "non-maskable interrupt at {:#x}: the hardware failed, or somebody asked for this halt",
+            frame.rip
+        );
+    }
     let address = x86_64::registers::control::Cr2::read_raw();
     panic!(
         "exception {} (error {:#x}) at {:#x}, cr2 {address:#x}, rsp {:#x}, rflags {:#x}, rax {:#x} rcx {:#x} rdx {:#x} \
