@@ -90,8 +90,20 @@ fn write(mut file: impl Write, lines: &Receiver<Line>) -> io::Result<()> {
         let mut next = Some(first);
         while let Some(line) = next {
             match line {
-                Line::Record { t_ns, error_ns, source, event } => {
-                    let record = Record { schema: SCHEMA, seq, t_ns, error_ns, source, event };
+                Line::Record {
+                    t_ns,
+                    error_ns,
+                    source,
+                    event,
+                } => {
+                    let record = Record {
+                        schema: SCHEMA,
+                        seq,
+                        t_ns,
+                        error_ns,
+                        source,
+                        event,
+                    };
                     serde_json::to_writer(&mut file, &record)?;
                     file.write_all(b"\n")?;
                     seq += 1;
@@ -130,8 +142,16 @@ mod tests {
         }
         writer.finish().unwrap();
         let text = std::fs::read_to_string(path).unwrap();
-        let records: Vec<Record> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let records: Vec<Record> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
         assert_eq!(records.len(), 200);
-        assert!(records.iter().zip(0..).all(|(record, seq)| record.seq == seq));
+        assert!(
+            records
+                .iter()
+                .zip(0..)
+                .all(|(record, seq)| record.seq == seq)
+        );
     }
 }

@@ -1,4 +1,19 @@
 //! The lab: hosts in QEMU, a switch with endpoints, a storage server, and the commands that drive them.
 
+pub mod accelerator;
+pub mod assembly;
+pub mod cli;
+pub mod client;
+pub mod console;
+pub mod control;
+pub mod demo;
+pub mod doctor;
 pub mod endpoint;
+pub mod entropy;
+pub mod interrupt;
 pub mod journal;
+pub mod lab;
+pub mod network;
+pub mod process;
+pub mod qemu;
+pub mod run_folder;

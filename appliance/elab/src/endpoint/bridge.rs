@@ -97,7 +97,9 @@ impl Bridge {
             });
             match outcome {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+                Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.writable = false
+                }
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Err(error)) => return Err(error),
                 Err(_) => break,
@@ -124,7 +126,9 @@ impl Bridge {
                     socket.close();
                 }
                 Ok(Ok(_)) => {}
-                Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
+                Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.readable = false
+                }
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Err(error)) => return Err(error),
                 Err(_) => break,

@@ -76,7 +76,9 @@ impl Endpoint {
         let (requests, incoming) = mpsc::channel();
         let name = config.name.clone();
         let mut worker = Worker::new(config, incoming, Arc::clone(&wake))?;
-        let thread = std::thread::Builder::new().name(name).spawn(move || worker.run())?;
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || worker.run())?;
         Ok(Self {
             requests,
             wake,
@@ -96,9 +98,9 @@ impl Endpoint {
             near: theirs.into(),
             answer: Some(answer),
         })?;
-        result
-            .recv_timeout(ANSWER_DEADLINE)
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("{to} does not answer")))??;
+        result.recv_timeout(ANSWER_DEADLINE).map_err(|_| {
+            io::Error::new(io::ErrorKind::TimedOut, format!("{to} does not answer"))
+        })??;
         Ok(ours)
     }
 

@@ -93,14 +93,18 @@ impl Series {
             return;
         }
         let due = self.due_ns(number);
-        let position = usize::try_from(number - self.first).expect("fewer requests wait than memory holds");
+        let position =
+            usize::try_from(number - self.first).expect("fewer requests wait than memory holds");
         let asked = &mut self.asked[position];
         if asked.answer_ns.is_some() {
             self.duplicated += 1;
             return;
         }
         asked.answer_ns = Some(now_ns.saturating_sub(due));
-        if self.highest_answered.is_some_and(|highest| highest > number) {
+        if self
+            .highest_answered
+            .is_some_and(|highest| highest > number)
+        {
             self.reordered += 1;
         }
         self.highest_answered = self.highest_answered.max(Some(number));
@@ -108,7 +112,11 @@ impl Series {
 
     /// A stretch that is complete: each of its requests is answered or given up. With `all`, whatever is left.
     pub fn take_stretch(&mut self, now_ns: u64, all: bool) -> Option<Event> {
-        let wanted = if all { self.asked.len().min(STRETCH) } else { STRETCH };
+        let wanted = if all {
+            self.asked.len().min(STRETCH)
+        } else {
+            STRETCH
+        };
         if wanted == 0 || self.asked.len() < wanted {
             return None;
         }
@@ -120,7 +128,11 @@ impl Series {
             return None;
         }
         let first = self.first;
-        let answers_ns = self.asked.drain(..wanted).map(|asked| asked.answer_ns).collect();
+        let answers_ns = self
+            .asked
+            .drain(..wanted)
+            .map(|asked| asked.answer_ns)
+            .collect();
         self.first += wanted as u64;
         Some(Event::ProbeSamples {
             probe: self.kind,
@@ -137,11 +149,9 @@ impl Series {
     /// Whether every request so far is answered or given up.
     #[must_use]
     pub fn settled(&self, now_ns: u64) -> bool {
-        (self.first..)
-            .zip(&self.asked)
-            .all(|(number, asked)| {
-                asked.answer_ns.is_some() || self.due_ns(number).saturating_add(PATIENCE_NS) <= now_ns
-            })
+        (self.first..).zip(&self.asked).all(|(number, asked)| {
+            asked.answer_ns.is_some() || self.due_ns(number).saturating_add(PATIENCE_NS) <= now_ns
+        })
     }
 }
 
@@ -157,9 +167,22 @@ mod tests {
 
     fn samples(event: Event) -> (u64, u64, u64, u64, u64, Vec<Option<u64>>) {
         match event {
-            Event::ProbeSamples { first, due_ns, late_max_ns, duplicated, reordered, answers_ns, .. } => {
-                (first, due_ns, late_max_ns, duplicated, reordered, answers_ns)
-            }
+            Event::ProbeSamples {
+                first,
+                due_ns,
+                late_max_ns,
+                duplicated,
+                reordered,
+                answers_ns,
+                ..
+            } => (
+                first,
+                due_ns,
+                late_max_ns,
+                duplicated,
+                reordered,
+                answers_ns,
+            ),
             other => panic!("not samples: {other:?}"),
         }
     }
@@ -196,7 +219,8 @@ mod tests {
         series.answered(1, 102 * MS);
         series.answered(1, 103 * MS);
         series.answered(7, 103 * MS);
-        let (_, _, _, duplicated, reordered, answers) = samples(series.take_stretch(103 * MS, true).unwrap());
+        let (_, _, _, duplicated, reordered, answers) =
+            samples(series.take_stretch(103 * MS, true).unwrap());
         assert_eq!((duplicated, reordered), (1, 1));
         assert_eq!(answers, [None, Some(91 * MS), Some(89 * MS)]);
     }
@@ -219,6 +243,12 @@ mod tests {
         assert_eq!(answers.len(), STRETCH);
         assert_eq!(answers.iter().filter(|answer| answer.is_none()).count(), 1);
         series.answered(7, late);
-        assert_eq!(series.take_stretch(late, true).map(|event| samples(event).3).unwrap_or(0), 0);
+        assert_eq!(
+            series
+                .take_stretch(late, true)
+                .map(|event| samples(event).3)
+                .unwrap_or(0),
+            0
+        );
     }
 }

@@ -50,11 +50,19 @@ impl Runner {
                 socket
                     .connect(context, to, port)
                     .expect("a fresh socket with two complete addresses can connect");
-                (sockets.add(socket), Transport::Tcp { partial: Vec::new() })
+                (
+                    sockets.add(socket),
+                    Transport::Tcp {
+                        partial: Vec::new(),
+                    },
+                )
             }
             ProbeKind::Ping => {
                 let buffer = || {
-                    icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; 256], vec![0; 256 * 64])
+                    icmp::PacketBuffer::new(
+                        vec![icmp::PacketMetadata::EMPTY; 256],
+                        vec![0; 256 * 64],
+                    )
                 };
                 let mut socket = icmp::Socket::new(buffer(), buffer());
                 socket
@@ -71,7 +79,9 @@ impl Runner {
                     )
                 };
                 let mut socket = udp::Socket::new(buffer(), buffer());
-                socket.bind(port).expect("a fresh socket can be bound to a port that is not 0");
+                socket
+                    .bind(port)
+                    .expect("a fresh socket can be bound to a port that is not 0");
                 (sockets.add(socket), Transport::Udp(to))
             }
         };
@@ -135,8 +145,9 @@ impl Runner {
             Transport::Ping(..) => {
                 let socket = sockets.get_mut::<icmp::Socket>(self.handle);
                 while let Ok((data, _)) = socket.recv() {
-                    let reply = Icmpv4Packet::new_checked(data)
-                        .and_then(|packet| Icmpv4Repr::parse(&packet, &ChecksumCapabilities::default()));
+                    let reply = Icmpv4Packet::new_checked(data).and_then(|packet| {
+                        Icmpv4Repr::parse(&packet, &ChecksumCapabilities::default())
+                    });
                     if let Ok(Icmpv4Repr::EchoReply { data, .. }) = reply
                         && let Some(number) = number(data)
                     {

@@ -215,7 +215,8 @@ impl Worker {
             } else {
                 EpollFlags::EPOLLIN
             };
-            self.epoll.modify(&self.card.stream, &mut EpollEvent::new(flags, CARD))?;
+            self.epoll
+                .modify(&self.card.stream, &mut EpollEvent::new(flags, CARD))?;
             self.card_waits_to_write = waits;
         }
         Ok(())
@@ -235,7 +236,8 @@ impl Worker {
                 // Zero would disarm it.
                 let wait = deadline.saturating_sub(self.clock.now_ns()).max(1);
                 let wait = TimeSpec::from_duration(Duration::from_nanos(wait));
-                self.timer.set(Expiration::OneShot(wait), TimerSetTimeFlags::empty())
+                self.timer
+                    .set(Expiration::OneShot(wait), TimerSetTimeFlags::empty())
             }
         };
         // The kernel refuses only malformed times, and a Duration below a second's nanoseconds is none.
@@ -247,7 +249,11 @@ impl Worker {
             Request::Connect { to, near, answer } => self.connect(to, near, answer),
             Request::Forward { listener, to } => {
                 let token = self.token();
-                if self.epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, token)).is_ok() {
+                if self
+                    .epoll
+                    .add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, token))
+                    .is_ok()
+                {
                     self.forwards.insert(token, Forward { listener, to });
                 }
             }
@@ -256,8 +262,10 @@ impl Worker {
                 let port = self.port();
                 let start_ns = self.clock.now_ns() + config.interval_ns;
                 let context = self.interface.context();
-                self.probes
-                    .insert(id, Runner::new(&config, start_ns, port, context, &mut self.sockets));
+                self.probes.insert(
+                    id,
+                    Runner::new(&config, start_ns, port, context, &mut self.sockets),
+                );
                 // Whoever asked may have given up; he will see the samples in the journal.
                 let _ = answer.send(id);
             }
@@ -274,7 +282,10 @@ impl Worker {
         let port = self.port();
         let remote = IpEndpoint::new(IpAddress::Ipv4(*to.ip()), to.port());
         let token = self.token();
-        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+        let flags = EpollFlags::EPOLLIN
+            | EpollFlags::EPOLLOUT
+            | EpollFlags::EPOLLRDHUP
+            | EpollFlags::EPOLLET;
         let prepared = socket
             .connect(self.interface.context(), remote, port)
             .map_err(|error| io::Error::other(error.to_string()))

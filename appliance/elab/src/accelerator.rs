@@ -1,0 +1,138 @@
+//! Which accelerator runs the hosts: KVM where nested virtualization really works, else TCG with AMD SVM emulated.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+/// The accelerator and why it was chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accelerator {
+    kvm: bool,
+    reason: String,
+}
+
+impl Accelerator {
+    /// Emulation, and why.
+    #[must_use]
+    pub fn tcg(reason: impl Into<String>) -> Self {
+        Self {
+            kvm: false,
+            reason: reason.into(),
+        }
+    }
+
+    /// The hardware's, and what proved it.
+    #[must_use]
+    pub fn kvm(reason: impl Into<String>) -> Self {
+        Self {
+            kvm: true,
+            reason: reason.into(),
+        }
+    }
+
+    /// `kvm` or `tcg`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        if self.kvm { "kvm" } else { "tcg" }
+    }
+
+    /// Whether it is KVM.
+    #[must_use]
+    pub fn is_kvm(&self) -> bool {
+        self.kvm
+    }
+
+    /// QEMU's CPU model with SVM and nested paging.
+    #[must_use]
+    pub fn cpu_model(&self) -> &'static str {
+        if self.kvm { "host" } else { "max" }
+    }
+
+    /// Why it was chosen.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// Chooses. `try_nested` runs a nested guest under KVM, within a deadline of its own, and says what came of it;
+    /// it is called only when everything else speaks for KVM, because a device node alone proves nothing.
+    pub fn choose(try_nested: impl FnOnce() -> Result<(), String>) -> Self {
+        Self::choose_on(Path::new("/"), try_nested)
+    }
+
+    fn choose_on(root: &Path, try_nested: impl FnOnce() -> Result<(), String>) -> Self {
+        let device = root.join("dev/kvm");
+        if let Err(error) = fs::OpenOptions::new().read(true).write(true).open(&device) {
+            return Self::tcg(format!("/dev/kvm cannot be used: {error}"));
+        }
+        let cpuinfo = fs::read_to_string(root.join("proc/cpuinfo")).unwrap_or_default();
+        let has_svm = cpuinfo
+            .lines()
+            .filter_map(|line| line.strip_prefix("flags"))
+            .any(|flags| flags.split_whitespace().any(|flag| flag == "svm"));
+        if !has_svm {
+            return Self::tcg("this CPU has no AMD SVM, which the hypervisor needs under KVM");
+        }
+        let nested = fs::read_to_string(root.join("sys/module/kvm_amd/parameters/nested"))
+            .unwrap_or_default();
+        if !matches!(nested.trim(), "1" | "Y") {
+            return Self::tcg("nested virtualization is off (module kvm_amd, parameter nested)");
+        }
+        match try_nested() {
+            Ok(()) => Self::kvm("a nested guest ran under KVM"),
+            Err(why) => Self::tcg(format!("a nested guest does not run under KVM: {why}")),
+        }
+    }
+}
+
+impl fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = if self.kvm { "KVM" } else { "TCG (emulation)" };
+        write!(f, "{words}: {}", self.reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    const AMD: [(&str, &str); 3] = [
+        ("dev/kvm", ""),
+        ("proc/cpuinfo", "processor : 0\nflags\t\t: fpu svm npt\n"),
+        ("sys/module/kvm_amd/parameters/nested", "1\n"),
+    ];
+
+    #[test]
+    fn kvm_is_chosen_only_when_a_nested_guest_ran() {
+        let root = machine(&AMD);
+        assert!(Accelerator::choose_on(root.path(), || Ok(())).is_kvm());
+        let refused = Accelerator::choose_on(root.path(), || Err("no answer in 10 s".into()));
+        assert!(!refused.is_kvm());
+        assert!(
+            refused.to_string().contains("no answer in 10 s"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn whatever_is_missing_is_named_and_no_guest_is_tried() {
+        for missing in 0..AMD.len() {
+            let mut files = AMD.to_vec();
+            files.remove(missing);
+            let root = machine(&files);
+            let chosen = Accelerator::choose_on(root.path(), || panic!("tried without need"));
+            assert!(!chosen.is_kvm(), "{chosen}");
+            assert!(!chosen.reason().is_empty());
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Puts a lab together from what this machine and the images offer.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use host_protocol::{DiskConfig, VmConfig};
+use images::guest::SessionGuest;
+
+use crate::accelerator::Accelerator;
+use crate::cli::CannotRun;
+use crate::entropy;
+use crate::lab::{LabConfig, MachineFacts, StorageProgram};
+use crate::network::{PREFIX, SESSION, guest_mac};
+use crate::qemu::{Boot, Qemu};
+use crate::run_folder::RUNS;
+
+/// QEMU's program.
+pub const QEMU: &str = "qemu-system-x86_64";
+/// Where images are kept, below the working folder.
+pub const IMAGES: &str = ".elab/images";
+/// The session guest's name, and number.
+pub const GUEST: &str = "session";
+const GUEST_NUMBER: u8 = 1;
+const GUEST_MEMORY_MIB: u32 = 256;
+
+/// What the lab runs.
+#[derive(Clone, Debug)]
+pub struct Artifacts {
+    /// What hosts boot.
+    pub boot: Boot,
+    /// The session guest.
+    pub guest: SessionGuest,
+}
+
+/// Choices of whoever starts a lab.
+#[derive(Clone, Debug)]
+pub struct Choices {
+    /// Name of the lab.
+    pub name: String,
+    /// Number of hosts.
+    pub hosts: u8,
+    /// RAM of each host.
+    pub host_memory_mib: u32,
+    /// Boot by QEMU's loader.
+    pub fast_boot: bool,
+    /// Boot this instead of what is built here.
+    pub image: Option<PathBuf>,
+    /// Seed of link faults.
+    pub seed: u64,
+    /// Capture the hosts' ports.
+    pub capture: bool,
+}
+
+/// Builds or finds what a lab runs; `progress` is told what happens.
+///
+/// # Errors
+/// When a tool is missing or something does not build.
+pub fn artifacts(choices: &Choices, progress: &dyn Fn(&str)) -> Result<Artifacts> {
+    let cache = Path::new(IMAGES);
+    std::fs::create_dir_all(cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    let absolute = |path: PathBuf| {
+        path.canonicalize()
+            .with_context(|| format!("cannot find {}", path.display()))
+    };
+    let boot = match (&choices.image, choices.fast_boot) {
+        (Some(image), true) => Boot::Kernel(absolute(image.clone())?),
+        (Some(image), false) => Boot::Iso(absolute(image.clone())?),
+        (None, fast_boot) => {
+            progress("building the hypervisor image");
+            let hypervisor = images::hypervisor::build()?;
+            if fast_boot {
+                Boot::Kernel(absolute(hypervisor)?)
+            } else {
+                let contents = images::iso::Contents {
+                    hypervisor,
+                    ..Default::default()
+                };
+                Boot::Iso(absolute(images::iso::build(&contents, cache)?)?)
+            }
+        }
+    };
+    let guest = images::guest::build(cache, progress)?;
+    Ok(Artifacts { boot, guest })
+}
+
+/// The configuration of a lab. Its storage repository is made anew: each run begins with the same disk.
+///
+/// # Errors
+/// When QEMU is missing, or the disk is full.
+pub fn lab_config(
+    choices: &Choices,
+    artifacts: &Artifacts,
+    accelerator: &Accelerator,
+) -> Result<LabConfig> {
+    let base = PathBuf::from(RUNS);
+    let folder = base.join(&choices.name);
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot make {}", folder.display()))?;
+    let (export, vm) = storage_repository(&folder, &artifacts.guest)?;
+    Ok(LabConfig {
+        name: choices.name.clone(),
+        base,
+        hosts: choices.hosts,
+        host_memory_mib: choices.host_memory_mib,
+        launcher: Box::new(Qemu {
+            program: QEMU.into(),
+            boot: artifacts.boot.clone(),
+            accelerator: accelerator.clone(),
+        }),
+        storage: Some(StorageProgram {
+            program: std::env::current_exe().context("cannot find this program's own file")?,
+            arguments: vec!["storage-server".into()],
+            export,
+        }),
+        vms: vec![vm],
+        seed: choices.seed,
+        capture: choices.capture,
+        facts: MachineFacts {
+            accelerator: accelerator.name().into(),
+            qemu: qemu_version()?,
+            cpu: cpu_model(),
+        },
+    })
+}
+
+/// Lays out the repository that the storage server exports, and the VM whose disk is in it.
+fn storage_repository(folder: &Path, guest: &SessionGuest) -> Result<(PathBuf, VmConfig)> {
+    let export = folder.join("export");
+    if export.exists() {
+        std::fs::remove_dir_all(&export)
+            .with_context(|| format!("cannot delete {}", export.display()))?;
+    }
+    std::fs::create_dir_all(&export)
+        .with_context(|| format!("cannot make {}", export.display()))?;
+    let export = export
+        .canonicalize()
+        .with_context(|| format!("cannot find {}", export.display()))?;
+    let exported = images::guest::export(guest, &export, GUEST, images::guest::VDI_UUID)?;
+    let address = format!("{}/{PREFIX}", SESSION.guest_address(GUEST_NUMBER));
+    let vm = VmConfig {
+        id: entropy::bytes().context("cannot make an identity")?,
+        name: GUEST.into(),
+        memory_mib: GUEST_MEMORY_MIB,
+        vcpus: 1,
+        weight: 256,
+        kernel: exported.kernel,
+        initrd: Some(exported.initrd),
+        cmdline: guest.command_line(GUEST, &address, None),
+        disks: vec![DiskConfig {
+            path: exported.disk,
+            read_only: false,
+        }],
+        nics: vec![guest_mac(GUEST_NUMBER)],
+    };
+    Ok((export, vm))
+}
+
+/// The first line of QEMU's version.
+///
+/// # Errors
+/// When QEMU is not installed.
+pub fn qemu_version() -> Result<String> {
+    let output = Command::new(QEMU).arg("--version").output().map_err(|error| {
+        CannotRun(format!(
+            "{QEMU} cannot be run ({error}); install it: sudo apt-get install -y qemu-system-x86"
+        ))
+    })?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let first = text.lines().next().unwrap_or_default();
+    Ok(first
+        .trim_start_matches("QEMU emulator version ")
+        .to_owned())
+}
+
+/// The CPU's name for itself.
+#[must_use]
+pub fn cpu_model() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
+        .map(|(_, name)| name.trim().to_owned());
+    name.unwrap_or_else(|| "unknown".into())
+}

@@ -1,0 +1,332 @@
+//! The command line.
+
+mod arguments;
+mod run;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use arguments::FaultArguments;
+pub use run::run;
+
+/// This machine cannot run what was asked for; the text says what is missing and how to get it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct CannotRun(pub String);
+
+/// An expectation was not met; everything else worked.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ExpectationFailed(pub String);
+
+/// The run proves nothing either way.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Inconclusive(pub String);
+
+/// What an error means to the shell.
+#[must_use]
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+    if error.is::<CannotRun>() {
+        ExitCode::from(3)
+    } else if error.is::<Inconclusive>() {
+        ExitCode::from(4)
+    } else {
+        ExitCode::from(1)
+    }
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  elab doctor                     what this machine offers and what is missing
+  elab demo                       two hosts, a live session, a migration, a report
+  elab demo --migrations 20       the same with twenty migrations, back and forth
+  elab up                         a lab to play with; Ctrl-C ends it
+  elab vm migrate session h2      in another terminal: move the guest
+  elab link set h1:mgmt --delay 20ms --loss 0.01
+  elab host pull h1               cut a host's power without warning
+
+Exit codes:
+  0  all is well            3  this machine cannot run it
+  1  it failed              4  the result proves nothing either way
+  2  wrong usage          130  interrupted
+
+Files: a lab keeps its log, consoles, sockets and reports in .elab/run/<name>, images in .elab/images.";
+
+/// Boots a pool of real hypervisor hosts, puts a live session into a guest, moves or breaks things, and reports what
+/// the user noticed.
+#[derive(Debug, Parser)]
+#[command(name = "elab", version, after_help = AFTER_HELP, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Action,
+}
+
+/// Which lab a command is for.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Which {
+    /// Name of the lab
+    #[arg(long, default_value = "lab", value_name = "NAME")]
+    pub name: String,
+}
+
+/// How a lab is built.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Build {
+    /// Boot hosts by QEMU's own kernel loader instead of firmware and GRUB from the ISO
+    #[arg(long)]
+    pub fast_boot: bool,
+    /// Memory of each host, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 768, value_parser = clap::value_parser!(u32).range(256..=65536))]
+    pub host_memory: u32,
+    /// Use this bootable image (an ISO, or an ELF with --fast-boot) instead of building one
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// Write what passes each port of the hosts to pcapng files in the run folder
+    #[arg(long)]
+    pub capture: bool,
+    /// Seed of everything that is left to chance
+    #[arg(long, value_name = "NUMBER")]
+    pub seed: Option<u64>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// Say what this machine offers, what is missing, and how to get it
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Build the images a lab needs, or verify those that are there
+    Build,
+    /// Run the demo: a live session on a guest that moves between two hosts, and the report of it
+    Demo(DemoArguments),
+    /// Start a lab: two hosts, the storage server, the session guest
+    ///
+    /// It runs until Ctrl-C or `elab down`. Progress goes to standard error; when the guest is ready, a line says how to
+    /// join it with ssh.
+    Up {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        build: Build,
+        /// Number of hosts
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+        hosts: u8,
+        /// Start the hosts only, without the guest
+        #[arg(long)]
+        no_guest: bool,
+        /// Return when the lab is up and leave it running in the background
+        #[arg(long, short)]
+        detach: bool,
+    },
+    /// End a lab
+    Down {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Show hosts, VMs, storage and link faults of a lab
+    Status {
+        #[command(flatten)]
+        which: Which,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Power of the hosts
+    Host {
+        #[command(flatten)]
+        which: Which,
+        #[command(subcommand)]
+        action: HostAction,
+    },
+    /// Start, stop, move and list VMs
+    Vm {
+        #[command(flatten)]
+        which: Which,
+        #[command(subcommand)]
+        action: VmAction,
+    },
+    /// Join this terminal with a VM's serial console; Ctrl-] detaches
+    Console {
+        #[command(flatten)]
+        which: Which,
+        /// The VM
+        #[arg(default_value = "session")]
+        vm: String,
+    },
+    /// Faults of the network links
+    Link {
+        #[command(flatten)]
+        which: Which,
+        #[command(subcommand)]
+        action: LinkAction,
+    },
+    /// The storage server
+    Sr {
+        #[command(flatten)]
+        which: Which,
+        #[command(subcommand)]
+        action: SrAction,
+    },
+}
+
+/// Arguments of `elab demo`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct DemoArguments {
+    #[command(flatten)]
+    pub which: DemoName,
+    #[command(flatten)]
+    pub build: Build,
+    /// Number of migrations, back and forth
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub migrations: u32,
+    /// Also write the report's JSON here
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Shorter quiet stretches, for a first look
+    #[arg(long)]
+    pub quick: bool,
+    /// Have the guest dirty 8 MiB at this many MiB/s meanwhile; 0 for an idle guest
+    #[arg(long, value_name = "MIB", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=64))]
+    pub dirty: u32,
+    /// Compare the guest's memory on both sides at every migration (adds to the pause)
+    #[arg(long)]
+    pub verify: bool,
+}
+
+/// Which folder a demo uses.
+#[derive(Clone, Debug, clap::Args)]
+pub struct DemoName {
+    /// Name of the run, and of its folder
+    #[arg(long, default_value = "demo", value_name = "NAME")]
+    pub name: String,
+}
+
+/// `elab host ...`
+#[derive(Clone, Debug, Subcommand)]
+pub enum HostAction {
+    /// Switch a host on
+    PowerOn {
+        /// The host
+        host: String,
+    },
+    /// Stop its guests and switch it off
+    PowerOff {
+        /// The host
+        host: String,
+    },
+    /// Cut its power without warning
+    Pull {
+        /// The host
+        host: String,
+    },
+    /// Stop it in its tracks
+    Freeze {
+        /// The host
+        host: String,
+    },
+    /// Let a frozen host go on
+    Thaw {
+        /// The host
+        host: String,
+    },
+}
+
+/// `elab vm ...`
+#[derive(Clone, Debug, Subcommand)]
+pub enum VmAction {
+    /// List the VMs
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Start a VM
+    Start {
+        /// The VM
+        vm: String,
+        /// Where
+        #[arg(long, default_value = "h1")]
+        host: String,
+    },
+    /// Press its power button, or pull its plug
+    Stop {
+        /// The VM
+        vm: String,
+        /// Pull its plug
+        #[arg(long)]
+        force: bool,
+    },
+    /// Move it to another host while it runs
+    Migrate {
+        /// The VM
+        vm: String,
+        /// Where to
+        to: String,
+        /// Compare its memory on both sides (adds to the pause)
+        #[arg(long)]
+        verify: bool,
+    },
+    /// Cancel its migration; it runs on where it is
+    Cancel {
+        /// The VM
+        vm: String,
+    },
+}
+
+/// `elab link ...`
+#[derive(Clone, Debug, Subcommand)]
+pub enum LinkAction {
+    /// List the links that have a fault
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put a fault on a link, replacing the one it has
+    ///
+    /// A link is written <host>:<network>, followed by > for what the host sends, < for what it receives, nothing for
+    /// both. The networks are mgmt, storage and session. Mind to quote the arrows.
+    Set {
+        /// For instance h1:mgmt or 'h2:storage<'
+        link: String,
+        #[command(flatten)]
+        fault: FaultArguments,
+    },
+    /// Take a link's fault off
+    Heal {
+        /// For instance h1:mgmt
+        link: String,
+    },
+}
+
+/// `elab sr ...`
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum SrAction {
+    /// Freeze the storage server
+    Pause,
+    /// Let it go on
+    Resume,
+    /// Kill it, as by a power cut
+    Kill,
+    /// Start it again
+    Start,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,339 @@
+//! Carries out the command line.
+
+use std::path::Path;
+use std::process::{Command as Program, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use lab_protocol::Command;
+
+use super::{
+    Action, Build, CannotRun, Cli, DemoArguments, HostAction, LinkAction, SrAction, VmAction,
+    Which, status,
+};
+use crate::accelerator::Accelerator;
+use crate::assembly::{self, Choices, GUEST};
+use crate::client::Client;
+use crate::interrupt::{self, Interrupts};
+use crate::lab::Lab;
+use crate::network::SESSION;
+use crate::run_folder::{self, RUNS};
+use crate::{console, demo, doctor};
+
+/// Firmware, GRUB and our own boot, on a busy machine under emulation.
+const HOST_PATIENCE: Duration = Duration::from_secs(60);
+/// A Debian guest to its SSH server, likewise.
+const GUEST_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Does what the command line says.
+///
+/// # Errors
+/// See [`super::exit_code`].
+pub fn run(cli: Cli) -> Result<ExitCode> {
+    match cli.command {
+        Action::Doctor { json } => doctor(json),
+        Action::Build => build(),
+        Action::Demo(arguments) => run_demo(&arguments),
+        Action::Up {
+            which,
+            build,
+            hosts,
+            no_guest,
+            detach,
+        } => {
+            if detach {
+                up_detached(&which)
+            } else {
+                up(&which, &build, hosts, no_guest)
+            }
+        }
+        Action::Down { which } => down(&which),
+        Action::Status { which, json } => show(&which, json, "", status::status),
+        Action::Host { which, action } => tell(&which, &host_command(action)),
+        Action::Vm { which, action } => match vm_command(action) {
+            Ok(command) => tell(&which, &command),
+            Err(json) => show(&which, json, "/vms", status::vms),
+        },
+        Action::Console { which, vm } => {
+            console::attach(&mut Client::connect(Path::new(RUNS), &which.name)?, &vm)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Action::Link { which, action } => match action {
+            LinkAction::List { json } => {
+                show(&which, json, "/links", |links| match status::links(links) {
+                    none if none.is_empty() => "all links are healthy\n".into(),
+                    some => some,
+                })
+            }
+            LinkAction::Set { link, fault } => {
+                let fault = fault.fault();
+                tell(&which, &Command::LinkSet { link, fault })
+            }
+            LinkAction::Heal { link } => tell(&which, &Command::LinkHeal { link }),
+        },
+        Action::Sr { which, action } => tell(
+            &which,
+            &match action {
+                SrAction::Pause => Command::StoragePause,
+                SrAction::Resume => Command::StorageResume,
+                SrAction::Kill => Command::StorageKill,
+                SrAction::Start => Command::StorageStart,
+            },
+        ),
+    }
+}
+
+fn host_command(action: HostAction) -> Command {
+    match action {
+        HostAction::PowerOn { host } => Command::HostPowerOn { host },
+        HostAction::PowerOff { host } => Command::HostPowerOff { host },
+        HostAction::Pull { host } => Command::HostPull { host },
+        HostAction::Freeze { host } => Command::HostFreeze { host },
+        HostAction::Thaw { host } => Command::HostThaw { host },
+    }
+}
+
+/// The command, or for a list whether as JSON.
+fn vm_command(action: VmAction) -> Result<Command, bool> {
+    Ok(match action {
+        VmAction::List { json } => return Err(json),
+        VmAction::Start { vm, host } => Command::VmStart { vm, host },
+        VmAction::Stop { vm, force: false } => Command::VmShutdown { vm },
+        VmAction::Stop { vm, force: true } => Command::VmDestroy { vm },
+        VmAction::Migrate { vm, to, verify } => Command::VmMigrate { vm, to, verify },
+        VmAction::Cancel { vm } => Command::VmMigrateCancel { vm },
+    })
+}
+
+fn tell(which: &Which, command: &Command) -> Result<ExitCode> {
+    let value = Client::connect(Path::new(RUNS), &which.name)?.execute(command)?;
+    if !value.is_null() {
+        println!("{value}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows a part of the lab's status.
+fn show(
+    which: &Which,
+    json: bool,
+    part: &str,
+    draw: impl FnOnce(&serde_json::Value) -> String,
+) -> Result<ExitCode> {
+    let status = Client::connect(Path::new(RUNS), &which.name)?.execute(&Command::Status)?;
+    let part = status
+        .pointer(part)
+        .context("the lab's status lacks a part; it is of another version")?;
+    if json {
+        println!(
+            "{}",
+            serde_json::to_string_pretty(part).context("cannot write JSON")?
+        );
+    } else {
+        print!("{}", draw(part));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn doctor(json: bool) -> Result<ExitCode> {
+    let findings = doctor::examine();
+    if json {
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&findings).context("cannot write JSON")?
+        );
+    } else {
+        print!("{}", doctor::show(&findings));
+    }
+    let complete = findings.iter().all(|finding| finding.ok);
+    Ok(if complete {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(3)
+    })
+}
+
+impl Build {
+    pub(super) fn choices(&self, name: &str, hosts: u8) -> Choices {
+        Choices {
+            name: name.into(),
+            hosts,
+            host_memory_mib: self.host_memory,
+            fast_boot: self.fast_boot,
+            image: self.image.clone(),
+            seed: self.seed.unwrap_or_else(|| fastrand::u64(..)),
+            capture: self.capture,
+        }
+    }
+}
+
+fn build() -> Result<ExitCode> {
+    let build = Build {
+        fast_boot: false,
+        host_memory: 0,
+        image: None,
+        capture: false,
+        seed: None,
+    };
+    let artifacts = assembly::artifacts(&build.choices("build", 0), &progress)?;
+    println!("hypervisor  {:?}", artifacts.boot);
+    println!("guest disk  {}", artifacts.guest.disk_vhd.display());
+    println!("kernel      {}", artifacts.guest.kernel.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn progress(text: &str) {
+    eprintln!("elab: {text}");
+}
+
+/// A lab with its hosts up and, if wanted, its guest ready.
+fn start_lab(
+    choices: &Choices,
+    guest: bool,
+    interrupts: &Interrupts,
+) -> Result<(Lab, assembly::Artifacts)> {
+    let accelerator = Accelerator::choose(|| Err("not tried yet".into()));
+    progress(&format!("accelerator {accelerator}"));
+    let artifacts = assembly::artifacts(choices, &progress)?;
+    let base = Path::new(RUNS);
+    std::fs::create_dir_all(base).with_context(|| format!("cannot make {}", base.display()))?;
+    if run_folder::is_running(&base.join(&choices.name))? {
+        bail!(
+            "lab \"{0}\" is running; end it with `elab down --name {0}`, or choose another --name",
+            choices.name
+        );
+    }
+    let lab = Lab::start(assembly::lab_config(choices, &artifacts, &accelerator)?)?;
+    let stopper = lab.stopper();
+    interrupts.on_interrupt(move || stopper.stop());
+    let begun = Instant::now();
+    progress(&format!(
+        "{} hosts boot; log and consoles are in {}",
+        choices.hosts,
+        lab.folder().display()
+    ));
+    lab.power_on_all(HOST_PATIENCE)?;
+    progress(&format!(
+        "hosts up after {:.1} s",
+        begun.elapsed().as_secs_f64()
+    ));
+    if guest {
+        let begun = Instant::now();
+        lab.execute(&Command::VmStart {
+            vm: GUEST.into(),
+            host: "h1".into(),
+        })?;
+        lab.wait_for_console(GUEST, images::guest::READY, GUEST_PATIENCE)?;
+        progress(&format!(
+            "guest ready after {:.1} s",
+            begun.elapsed().as_secs_f64()
+        ));
+    }
+    Ok((lab, artifacts))
+}
+
+fn up(which: &Which, build: &Build, hosts: u8, no_guest: bool) -> Result<ExitCode> {
+    let interrupts = Interrupts::take()?;
+    let choices = build.choices(&which.name, hosts);
+    let (lab, artifacts) = match start_lab(&choices, !no_guest, &interrupts) {
+        Err(_) if interrupts.came() => return Ok(ExitCode::from(interrupt::EXIT_CODE)),
+        other => other?,
+    };
+    if !no_guest {
+        let port = forward_ssh(&lab)?;
+        progress(&format!(
+            "join the guest: ssh -p {port} -i {} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null root@127.0.0.1",
+            artifacts.guest.ssh_key.display()
+        ));
+    }
+    progress("the lab is up; Ctrl-C or `elab down` ends it");
+    lab.wait_until_told_to_stop();
+    progress("ending");
+    lab.stop("told to")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Opens a port on loopback that leads to the guest's SSH server.
+fn forward_ssh(lab: &Lab) -> Result<u16> {
+    let listener =
+        std::net::TcpListener::bind("127.0.0.1:0").context("no port on loopback is free")?;
+    let port = listener
+        .local_addr()
+        .context("the port has no number")?
+        .port();
+    let guest = std::net::SocketAddrV4::new(SESSION.guest_address(1), 22);
+    lab.client()
+        .forward(listener, guest)
+        .context("cannot forward the port")?;
+    Ok(port)
+}
+
+/// Starts the same command without `--detach` in the background and returns when its lab is up.
+fn up_detached(which: &Which) -> Result<ExitCode> {
+    use std::os::unix::process::CommandExt;
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let arguments = std::env::args_os()
+        .skip(1)
+        .filter(|argument| argument != "--detach" && argument != "-d");
+    let folder = Path::new(RUNS).join(&which.name);
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot make {}", folder.display()))?;
+    let log = folder.join("up.log");
+    let file =
+        std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+    let mut child = Program::new(program)
+        .args(arguments)
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(file)
+        .spawn()
+        .context("cannot start the lab in the background")?;
+    let mut shown = 0;
+    loop {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        eprint!("{}", text.get(shown..).unwrap_or_default());
+        shown = text.len();
+        if text.contains("the lab is up") {
+            return Ok(ExitCode::SUCCESS);
+        }
+        if let Some(status) = child.try_wait().context("cannot watch the lab")? {
+            bail!("the lab did not come up ({status})");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn down(which: &Which) -> Result<ExitCode> {
+    let mut client = Client::connect(Path::new(RUNS), &which.name)?;
+    client.execute(&Command::Down)?;
+    let folder = client.folder().to_owned();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while run_folder::is_running(&folder)? {
+        if Instant::now() > deadline {
+            bail!(
+                "lab \"{}\" does not end; its process can be killed, nothing is left behind",
+                which.name
+            );
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_demo(arguments: &DemoArguments) -> Result<ExitCode> {
+    if arguments.migrations > 0 && arguments.build.host_memory < 320 {
+        return Err(CannotRun(
+            "a host needs 320 MiB at least to run the guest; give --host-memory".into(),
+        )
+        .into());
+    }
+    let interrupts = Interrupts::take()?;
+    let choices = arguments.build.choices(&arguments.which.name, 2);
+    let result = start_lab(&choices, true, &interrupts)
+        .and_then(|(lab, artifacts)| demo::run(lab, &artifacts, arguments, &progress));
+    match result {
+        Err(_) if interrupts.came() => Ok(ExitCode::from(interrupt::EXIT_CODE)),
+        other => other,
+    }
+}

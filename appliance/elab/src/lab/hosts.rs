@@ -1,0 +1,350 @@
+//! Power of the hosts, and the connection to each one's control service.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use host_protocol::Command;
+use lab_protocol::Event;
+use nix::sys::signal::Signal;
+
+use super::state::{GaveUp, Power};
+use super::{HostSpec, Inner};
+use crate::control::Connection;
+use crate::network::{MANAGEMENT, NFS_PORT, PREFIX, STORAGE, control_service};
+use crate::process::Process;
+
+/// A host that was asked to power off has so long before its plug is pulled.
+const POWER_OFF_PATIENCE: Duration = Duration::from_secs(15);
+/// Time between two tries to reach a host that refuses.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+impl Inner {
+    pub(crate) fn spec(&self, host: &str) -> Result<&HostSpec> {
+        self.specs
+            .iter()
+            .find(|spec| spec.name == host)
+            .ok_or_else(|| {
+                let names: Vec<_> = self.specs.iter().map(|spec| spec.name.as_str()).collect();
+                anyhow!(
+                    "there is no host \"{host}\"; the hosts are {}",
+                    names.join(", ")
+                )
+            })
+    }
+
+    /// The text from which a host configures itself.
+    fn host_settings(&self, spec: &HostSpec) -> String {
+        let mut text = String::new();
+        let mut line = |key: &str, value: &dyn std::fmt::Display| {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{key}={value}");
+        };
+        line("name", &spec.name);
+        line(
+            "management",
+            &format_args!("{}/{PREFIX}", MANAGEMENT.host_address(spec.number)),
+        );
+        line(
+            "storage",
+            &format_args!("{}/{PREFIX}", STORAGE.host_address(spec.number)),
+        );
+        line("nfs", &format_args!("{}:{NFS_PORT}", STORAGE.lab_address()));
+        line("export", &"/export");
+        line("key", &self.key_hex);
+        line("mtu", &MANAGEMENT.mtu);
+        text
+    }
+
+    pub(crate) fn power_on(self: &Arc<Self>, host: &str) -> Result<()> {
+        let spec = self.spec(host)?.clone();
+        if self.lock().hosts[host].power != Power::Off {
+            bail!("{host} has power already");
+        }
+        fs::write(
+            self.folder.file(&format!("{host}.conf")),
+            self.host_settings(&spec),
+        )
+        .with_context(|| format!("cannot write the settings of {host}"))?;
+        let log = self.folder.file(&format!("{host}.qemu.log"));
+        let log =
+            fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let mut command = self.launcher.command(&spec, self.folder.path());
+        command.stdin(Stdio::null());
+        command.stdout(log.try_clone().context("cannot share the log")?);
+        command.stderr(log);
+        let cycle = self.update(|state| {
+            let host = state.hosts.get_mut(&spec.name)?;
+            host.cycle += 1;
+            Some(host.cycle)
+        });
+        let cycle = cycle.context("the host has vanished from the state")?;
+        let program = command.get_program().to_owned();
+        let (inner, name) = (Arc::downgrade(self), host.to_owned());
+        let process = Process::start(host, command, move |ending| {
+            if let Some(inner) = inner.upgrade() {
+                inner.host_ended(&name, cycle, ending);
+            }
+        })
+        .with_context(|| format!("cannot start {} for {host}", program.display()))?;
+        self.folder.add_process(host, process.pid())?;
+        let process = Arc::new(process);
+        self.update(|state| {
+            if let Some(entry) = state.hosts.get_mut(host) {
+                // It may have ended between its start and here.
+                entry.power = if process.ending().is_none() {
+                    Power::On
+                } else {
+                    Power::Off
+                };
+                entry.process = Some(Arc::clone(&process));
+                entry.died = process.ending();
+            }
+        });
+        self.host_power(host, "power-on");
+        let inner = Arc::clone(self);
+        std::thread::Builder::new()
+            .name(format!("{host} control"))
+            .spawn(move || inner.keep_connected(&spec, cycle))
+            .context("cannot start a thread")?;
+        Ok(())
+    }
+
+    fn host_ended(&self, host: &str, cycle: u32, ending: &str) {
+        let by_itself = self.update(|state| {
+            let stopping = state.stopping;
+            let entry = state.hosts.get_mut(host)?;
+            if entry.cycle != cycle {
+                return None;
+            }
+            let by_itself = entry.power != Power::Off && !stopping;
+            entry.power = Power::Off;
+            entry.connection = None;
+            entry.status = None;
+            if by_itself {
+                entry.died = Some(ending.to_owned());
+            }
+            Some(by_itself)
+        });
+        if by_itself == Some(true) {
+            self.host_power(host, "died");
+            self.message(
+                "error",
+                format!("{host} went off by itself ({ending}); see {host}.qemu.log and {host}.serial.log in the run folder"),
+            );
+        }
+    }
+
+    fn host_power(&self, host: &str, state: &str) {
+        self.record(Event::HostPower {
+            host: host.into(),
+            state: state.into(),
+        });
+    }
+
+    /// Connects to a host's control service again and again while this power cycle lasts.
+    fn keep_connected(self: Arc<Self>, spec: &HostSpec, cycle: u32) {
+        loop {
+            let over = |state: &mut super::State| {
+                let host = &state.hosts[&spec.name];
+                (host.cycle != cycle || host.power == Power::Off).then_some(())
+            };
+            match self.wait(Duration::ZERO, over) {
+                Err(GaveUp::Deadline) => {}
+                Ok(()) | Err(GaveUp::Stopping) => return,
+            }
+            match self.connect_once(spec, cycle) {
+                Ok(()) => {}
+                // A wrong key or version does not get better by trying.
+                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                    self.message("error", format!("{}: {error}", spec.name));
+                    return;
+                }
+                Err(_) => {
+                    if self.wait(RETRY_AFTER, over) != Err(GaveUp::Deadline) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// One connection, from its opening to its end.
+    fn connect_once(self: &Arc<Self>, spec: &HostSpec, cycle: u32) -> std::io::Result<()> {
+        let stream = self.control.connect(control_service(spec.number))?;
+        let (connection, listener) = Connection::open(stream, &self.key, self.clock)?;
+        let current = self.update(|state| {
+            let host = state.hosts.get_mut(&spec.name)?;
+            (host.cycle == cycle && !state.stopping)
+                .then(|| host.connection = Some(connection.clone()))
+        });
+        if current.is_none() {
+            return Ok(());
+        }
+        self.record(Event::HostBooted {
+            host: spec.name.clone(),
+            version: String::new(),
+        });
+        let error = listener.run(|heard| self.hear(&spec.name, heard));
+        self.update(|state| {
+            if let Some(host) = state.hosts.get_mut(&spec.name)
+                && host.cycle == cycle
+            {
+                host.connection = None;
+            }
+        });
+        if !self.lock().stopping {
+            self.message(
+                "warning",
+                format!("the control connection to {} ended: {error}", spec.name),
+            );
+        }
+        Ok(())
+    }
+
+    pub(crate) fn connection(&self, host: &str) -> Result<Connection> {
+        self.spec(host)?;
+        let state = self.lock();
+        let entry = &state.hosts[host];
+        match (&entry.connection, entry.power) {
+            (Some(connection), _) => Ok(connection.clone()),
+            (None, Power::Off) => bail!("{host} is off; `elab host power-on {host}` starts it"),
+            (None, Power::Frozen) => {
+                bail!("{host} is frozen; `elab host thaw {host}` lets it go on")
+            }
+            (None, Power::On) => bail!(
+                "{host} does not answer yet; its console is {host}.serial.log in the run folder"
+            ),
+        }
+    }
+
+    pub(crate) fn wait_for_host(&self, host: &str, patience: Duration) -> Result<()> {
+        let outcome = self.wait(patience, |state| {
+            let entry = &state.hosts[host];
+            match (&entry.connection, &entry.died) {
+                (Some(_), _) => Some(Ok(())),
+                (None, Some(ending)) => Some(Err(ending.clone())),
+                (None, None) => None,
+            }
+        });
+        match outcome {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(ending)) => {
+                let log = fs::read_to_string(self.folder.file(&format!("{host}.qemu.log")))
+                    .unwrap_or_default();
+                bail!("{host} went off by itself ({ending}) {}", log.trim())
+            }
+            Err(GaveUp::Stopping) => bail!("interrupted"),
+            Err(GaveUp::Deadline) => {
+                let serial =
+                    fs::read(self.folder.file(&format!("{host}.serial.log"))).unwrap_or_default();
+                let serial = String::from_utf8_lossy(&serial);
+                let last: Vec<_> = serial
+                    .lines()
+                    .rev()
+                    .filter(|line| !line.trim().is_empty())
+                    .take(5)
+                    .collect();
+                let last: Vec<_> = last.into_iter().rev().collect();
+                bail!(
+                    "{host} did not come up within {} s; the end of its console ({host}.serial.log):\n{}",
+                    patience.as_secs(),
+                    last.join("\n")
+                )
+            }
+        }
+    }
+
+    /// Orderly: guests are stopped first.
+    pub(crate) fn power_off(&self, host: &str) -> Result<()> {
+        let connection = self.connection(host)?;
+        let process = self.process(host)?;
+        self.update(|state| {
+            if let Some(entry) = state.hosts.get_mut(host) {
+                entry.power = Power::Off;
+            }
+        });
+        // A host may power off before its answer is on the wire.
+        let answer = connection.call(Command::PowerOff, POWER_OFF_PATIENCE);
+        if process.wait(POWER_OFF_PATIENCE).is_none() {
+            process.kill()?;
+            self.host_power(host, "power-off");
+            match answer {
+                Err(error) => bail!("{host} did not power off ({error}); its plug was pulled"),
+                Ok(_) => bail!("{host} did not power off in time; its plug was pulled"),
+            }
+        }
+        self.host_power(host, "power-off");
+        Ok(())
+    }
+
+    /// The plug is pulled.
+    pub(crate) fn pull(&self, host: &str) -> Result<()> {
+        let process = self.process(host)?;
+        self.update(|state| {
+            if let Some(entry) = state.hosts.get_mut(host) {
+                entry.power = Power::Off;
+                entry.connection = None;
+                entry.status = None;
+            }
+        });
+        self.host_power(host, "pulled");
+        Ok(process.kill()?)
+    }
+
+    pub(crate) fn freeze(&self, host: &str, freeze: bool) -> Result<()> {
+        let process = self.process(host)?;
+        let (signal, power, word) = if freeze {
+            (Signal::SIGSTOP, Power::Frozen, "frozen")
+        } else {
+            (Signal::SIGCONT, Power::On, "thawed")
+        };
+        self.host_power(host, word);
+        process.signal(signal)?;
+        self.update(|state| {
+            if let Some(entry) = state.hosts.get_mut(host) {
+                entry.power = power;
+            }
+        });
+        Ok(())
+    }
+
+    fn process(&self, host: &str) -> Result<Arc<Process>> {
+        self.spec(host)?;
+        let state = self.lock();
+        let entry = &state.hosts[host];
+        match (&entry.process, entry.power) {
+            (Some(process), Power::On | Power::Frozen) => Ok(Arc::clone(process)),
+            _ => bail!("{host} is off"),
+        }
+    }
+
+    /// Ends every child, at the end of the lab.
+    pub(crate) fn end_processes(&self) {
+        let (connections, processes) = self.update(|state| {
+            let connections: Vec<_> = state
+                .hosts
+                .values_mut()
+                .filter_map(|host| host.connection.take())
+                .collect();
+            let mut processes: Vec<_> = state
+                .hosts
+                .values_mut()
+                .filter_map(|host| host.process.take())
+                .collect();
+            processes.extend(state.storage.take());
+            (connections, processes)
+        });
+        for connection in connections {
+            connection.close();
+        }
+        for process in processes {
+            if let Err(error) = process.kill() {
+                self.message("error", error.to_string());
+            }
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! VMs: start, stop, migrate, console.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use host_protocol::{Command, MigrationConfig, VmId, VmState};
+use lab_protocol::Event;
+
+use super::Inner;
+use super::state::{GaveUp, Move, State};
+use crate::network::MANAGEMENT;
+
+/// A host reads kernel and initial RAM disk from the storage server before it answers a start.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+/// A guest that is asked to shut down may take its time.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Inner {
+    fn no_vm(state: &State, vm: &str) -> anyhow::Error {
+        let names: Vec<_> = state.vms.keys().map(String::as_str).collect();
+        anyhow!("there is no VM \"{vm}\"; the VMs are: {}", names.join(", "))
+    }
+
+    /// Identity and host of a VM that runs.
+    fn running(&self, vm: &str) -> Result<(VmId, String)> {
+        let state = self.lock();
+        let entry = state.vms.get(vm).ok_or_else(|| Self::no_vm(&state, vm))?;
+        match (&entry.host, entry.state) {
+            (Some(host), VmState::Running | VmState::Paused | VmState::Starting) => {
+                Ok((entry.config.id, host.clone()))
+            }
+            _ => bail!("VM \"{vm}\" is off; `elab vm start {vm} --host h1` starts it"),
+        }
+    }
+
+    pub(crate) fn vm_start(self: &Arc<Self>, vm: &str, host: &str) -> Result<()> {
+        let connection = self.connection(host)?;
+        let config = {
+            let state = self.lock();
+            let entry = state.vms.get(vm).ok_or_else(|| Self::no_vm(&state, vm))?;
+            if let (Some(host), VmState::Running | VmState::Paused | VmState::Starting) =
+                (&entry.host, entry.state)
+            {
+                bail!("VM \"{vm}\" is on {host} already");
+            }
+            entry.config.clone()
+        };
+        let id = config.id;
+        self.update(|state| {
+            if let Some(entry) = state.vms.get_mut(vm) {
+                entry.host = Some(host.into());
+                entry.state = VmState::Starting;
+                entry.stopped = None;
+            }
+        });
+        let result = connection.call(Command::Start(config), START_PATIENCE);
+        if let Err(error) = result {
+            self.update(|state| {
+                if let Some(entry) = state.vms.get_mut(vm) {
+                    entry.state = VmState::Halted;
+                }
+            });
+            return Err(error).with_context(|| format!("{host} did not start VM \"{vm}\""));
+        }
+        connection
+            .call(Command::AttachConsole(id), PATIENCE)
+            .with_context(|| format!("cannot attach to the console of \"{vm}\""))?;
+        Ok(())
+    }
+
+    pub(crate) fn vm_shutdown(&self, vm: &str) -> Result<()> {
+        let (id, host) = self.running(vm)?;
+        self.connection(&host)?
+            .call(Command::Shutdown(id), PATIENCE)
+            .with_context(|| format!("{host} did not shut VM \"{vm}\" down"))?;
+        let halted = self.wait(SHUTDOWN_PATIENCE, |state| {
+            (state.vms[vm].state == VmState::Halted).then_some(())
+        });
+        match halted {
+            Ok(()) => Ok(()),
+            Err(GaveUp::Stopping) => bail!("interrupted"),
+            Err(GaveUp::Deadline) => bail!(
+                "the guest did not shut down within {} s; `elab vm stop {vm} --force` pulls its plug",
+                SHUTDOWN_PATIENCE.as_secs()
+            ),
+        }
+    }
+
+    pub(crate) fn vm_destroy(&self, vm: &str) -> Result<()> {
+        let (id, host) = self.running(vm)?;
+        self.connection(&host)?
+            .call(Command::Destroy(id), PATIENCE)
+            .with_context(|| format!("{host} did not destroy VM \"{vm}\""))?;
+        Ok(())
+    }
+
+    /// Moves a VM; gives the migration's number.
+    pub(crate) fn vm_migrate(self: &Arc<Self>, vm: &str, to: &str, verify: bool) -> Result<u32> {
+        let (id, from) = self.running(vm)?;
+        let destination = self.spec(to)?.number;
+        if from == to {
+            bail!("VM \"{vm}\" is on {to} already");
+        }
+        let source = self.connection(&from)?;
+        // A destination that is off would be found out by a timeout only.
+        self.connection(to)?;
+        let number = self.update(|state| {
+            let number = state.migrations + 1;
+            let entry = state.vms.get_mut(vm).context("the VM has vanished")?;
+            if let Some(running) = &entry.migration {
+                bail!(
+                    "VM \"{vm}\" is on its way from {} to {} already",
+                    running.from,
+                    running.to
+                );
+            }
+            entry.migration = Some(Move {
+                from: from.clone(),
+                to: to.into(),
+            });
+            entry.last_migration = number;
+            state.migrations = number;
+            Ok(number)
+        })?;
+        self.record(Event::MigrationRequested {
+            vm: vm.into(),
+            migration: number,
+            from: from.clone(),
+            to: to.into(),
+        });
+        let config = MigrationConfig {
+            verify,
+            ..MigrationConfig::default()
+        };
+        let patience = Duration::from_millis(config.timeout_ms.into()) + PATIENCE;
+        let command = Command::Migrate {
+            vm: id,
+            destination: MANAGEMENT.host_address(destination).octets(),
+            config,
+        };
+        let result = source
+            .call(command, patience)
+            .map_err(anyhow::Error::from)
+            .and_then(|_| self.wait_for_arrival(vm, to));
+        let error = result
+            .as_ref()
+            .err()
+            .map(|error| format!("{error:#}"))
+            .unwrap_or_default();
+        self.record(Event::MigrationEnded {
+            vm: vm.into(),
+            migration: number,
+            error,
+        });
+        self.update(|state| {
+            if let Some(entry) = state.vms.get_mut(vm) {
+                entry.migration = None;
+            }
+        });
+        result
+            .map(|()| number)
+            .with_context(|| format!("migration {number} of \"{vm}\" from {from} to {to} failed"))
+    }
+
+    /// The source says that it is done; the destination's own word comes on another connection.
+    fn wait_for_arrival(&self, vm: &str, to: &str) -> Result<()> {
+        let arrived = self.wait(PATIENCE, |state| {
+            let entry = &state.vms[vm];
+            (entry.host.as_deref() == Some(to)).then_some(entry.config.id)
+        });
+        match arrived {
+            Ok(id) => {
+                self.connection(to)?
+                    .call(Command::AttachConsole(id), PATIENCE)
+                    .context("cannot attach to the console at the destination")?;
+                Ok(())
+            }
+            Err(GaveUp::Stopping) => bail!("interrupted"),
+            Err(GaveUp::Deadline) => bail!("the source let go, but {to} does not say that it runs"),
+        }
+    }
+
+    pub(crate) fn vm_migrate_cancel(&self, vm: &str) -> Result<()> {
+        let (id, from) = {
+            let state = self.lock();
+            let entry = state.vms.get(vm).ok_or_else(|| Self::no_vm(&state, vm))?;
+            let running = entry
+                .migration
+                .as_ref()
+                .ok_or_else(|| anyhow!("VM \"{vm}\" is not being migrated"))?;
+            (entry.config.id, running.from.clone())
+        };
+        self.connection(&from)?
+            .call(Command::CancelMigration(id), PATIENCE)
+            .with_context(|| format!("{from} did not cancel"))?;
+        Ok(())
+    }
+
+    pub(crate) fn console_input(&self, vm: &str, text: &str) -> Result<()> {
+        let (id, host) = self.running(vm)?;
+        Ok(self.connection(&host)?.console_input(id, text.as_bytes())?)
+    }
+
+    /// Console output of a VM has arrived.
+    pub(crate) fn console_output(&self, id: VmId, bytes: &[u8]) {
+        let name = self.update(|state| {
+            let (name, vm) = state.vm_by_id(id)?;
+            let name = name.to_owned();
+            vm.add_console(bytes);
+            Some(name)
+        });
+        if let Some(name) = name {
+            let path = self.folder.file(&format!("{name}.console.log"));
+            let written = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(&path)
+                .and_then(|mut file| file.write_all(bytes));
+            if let Err(error) = written {
+                self.message(
+                    "warning",
+                    format!("cannot write {}: {error}", path.display()),
+                );
+            }
+        }
+    }
+
+    pub(crate) fn wait_for_console(&self, vm: &str, text: &str, patience: Duration) -> Result<()> {
+        let outcome = self.wait(patience, |state| {
+            let entry = state.vms.get(vm)?;
+            match &entry.stopped {
+                Some(reason) => Some(Err(reason.clone())),
+                None => entry.has_shown(text).then_some(Ok(())),
+            }
+        });
+        match outcome {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(reason)) => bail!(
+                "VM \"{vm}\" stopped: {reason}; its console is {vm}.console.log in the run folder"
+            ),
+            Err(GaveUp::Stopping) => bail!("interrupted"),
+            Err(GaveUp::Deadline) => bail!(
+                "VM \"{vm}\" did not show \"{text}\" within {} s; its console is {vm}.console.log in the run folder",
+                patience.as_secs()
+            ),
+        }
+    }
+}

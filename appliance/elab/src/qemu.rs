@@ -1,0 +1,128 @@
+//! The command line of a host's QEMU.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::accelerator::Accelerator;
+use crate::lab::{HostSpec, Launcher};
+use crate::network::NETWORKS;
+
+/// What a host boots from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Boot {
+    /// The hybrid ISO through firmware and GRUB, as on a real machine.
+    Iso(PathBuf),
+    /// The ELF by QEMU's own loader: faster, and not what a real machine does.
+    Kernel(PathBuf),
+}
+
+/// Starts hosts in QEMU.
+#[derive(Clone, Debug)]
+pub struct Qemu {
+    /// The program.
+    pub program: PathBuf,
+    /// What hosts boot from.
+    pub boot: Boot,
+    /// KVM or TCG.
+    pub accelerator: Accelerator,
+}
+
+impl Launcher for Qemu {
+    fn command(&self, host: &HostSpec, folder: &Path) -> Command {
+        let mut command = Command::new(&self.program);
+        command.current_dir(folder);
+        let mut arg = |name: &str, value: String| {
+            command.arg(name).arg(value);
+        };
+        arg("-name", format!("{0},process=elab-{0}", host.name));
+        arg("-machine", "q35".into());
+        arg("-accel", self.accelerator.name().into());
+        arg("-cpu", self.accelerator.cpu_model().into());
+        arg("-smp", "1".into());
+        arg("-m", host.memory_mib.to_string());
+        arg("-display", "none".into());
+        arg("-monitor", "none".into());
+        arg("-serial", format!("file:{}.serial.log", host.name));
+        for (network, slot) in NETWORKS.iter().zip(2..) {
+            let id = network.name;
+            let socket = socket_name(&host.name, id);
+            arg(
+                "-netdev",
+                format!("stream,id={id},addr.type=unix,addr.path={socket}"),
+            );
+            let mac = network
+                .host_mac(host.number)
+                .map(|byte| format!("{byte:02x}"))
+                .join(":");
+            let mtu = network.mtu;
+            arg(
+                "-device",
+                format!("virtio-net-pci,netdev={id},mac={mac},addr={slot},host_mtu={mtu},romfile="),
+            );
+        }
+        arg(
+            "-fw_cfg",
+            format!("name=opt/elab/config,file={}.conf", host.name),
+        );
+        match &self.boot {
+            Boot::Iso(path) => {
+                arg("-cdrom", path.display().to_string());
+                arg("-boot", "d".into());
+            }
+            Boot::Kernel(path) => arg("-kernel", path.display().to_string()),
+        }
+        command.args(["-nodefaults", "-no-user-config", "-no-reboot"]);
+        command
+    }
+}
+
+/// Name of the socket below the run folder on which the switch waits for a host's card.
+#[must_use]
+pub fn socket_name(host: &str, network: &str) -> String {
+    format!("{host}-{network}.sock")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cards_are_in_the_order_and_slots_the_image_expects() {
+        let qemu = Qemu {
+            program: "qemu-system-x86_64".into(),
+            boot: Boot::Kernel("/images/hvcore".into()),
+            accelerator: Accelerator::tcg("no KVM in a test"),
+        };
+        let host = HostSpec {
+            name: "h1".into(),
+            number: 1,
+            memory_mib: 1024,
+        };
+        let command = qemu.command(&host, Path::new("/run"));
+        let args: Vec<_> = command
+            .get_args()
+            .map(|arg| arg.to_string_lossy().into_owned())
+            .collect();
+        let cards: Vec<_> = args
+            .iter()
+            .filter(|arg| arg.starts_with("virtio-net-pci"))
+            .collect();
+        assert!(
+            cards[0].contains("netdev=mgmt,mac=02:e1:ab:00:00:01,addr=2,host_mtu=9000"),
+            "{cards:?}"
+        );
+        assert!(
+            cards[1].contains("netdev=storage,mac=02:e1:ab:01:00:01,addr=3"),
+            "{cards:?}"
+        );
+        assert!(
+            cards[2].contains("netdev=session,mac=02:e1:ab:02:00:01,addr=4,host_mtu=1500"),
+            "{cards:?}"
+        );
+        assert!(args.contains(&"stream,id=mgmt,addr.type=unix,addr.path=h1-mgmt.sock".into()));
+        assert!(
+            args.windows(2)
+                .any(|pair| pair == ["-kernel", "/images/hvcore"])
+        );
+    }
+}
