@@ -102,19 +102,16 @@ impl FrameAllocator {
 
     fn find(&self, frames: Range<u64>, count: u64, align: u64) -> Option<u64> {
         let mut first = frames.start.next_multiple_of(align);
-        'candidates: while first + count <= frames.end {
+        while first + count <= frames.end {
             // Whole words that are handed out are the common case in a filled memory.
             if first.is_multiple_of(WORD_BITS) && self.bitmap[(first / WORD_BITS) as usize] == 0 {
                 first = (first + WORD_BITS).next_multiple_of(align);
                 continue;
             }
-            for frame in first..first + count {
-                if !self.is_free(frame) {
-                    first = (frame + 1).next_multiple_of(align);
-                    continue 'candidates;
-                }
+            match (first..first + count).find(|frame| !self.is_free(*frame)) {
+                None => return Some(first),
+                Some(taken) => first = (taken + 1).next_multiple_of(align),
             }
-            return Some(first);
         }
         None
     }

@@ -19,7 +19,7 @@ pub fn image() -> core::ops::Range<u64> {
 /// stack.
 pub fn caller(frame: u64) -> Option<(u64, u64)> {
     let end = (&raw const boot_stack_end) as u64;
-    if frame % 8 != 0 || !(end - STACK_BYTES..=end - 16).contains(&frame) {
+    if !frame.is_multiple_of(8) || !(end - STACK_BYTES..=end - 16).contains(&frame) {
         return None;
     }
     let words = frame as *const [u64; 2];
