@@ -121,9 +121,10 @@ impl SvmVcpu {
         self.vmcb.control.interrupt_shadow & INTERRUPT_SHADOW != 0
     }
 
-    /// Opens the interrupt window that was asked for.
+    /// Opens the interrupt window that was asked for, in the way that suits where the guest is now.
     fn open_window(&mut self) {
-        if !self.window_wanted || self.window != Window::Closed {
+        self.close_window();
+        if !self.window_wanted {
             return;
         }
         let control = &mut self.vmcb.control;
