@@ -11,6 +11,8 @@ pub(crate) struct Gather {
     offset: u64,
     bytes: Vec<u8>,
     outstanding: usize,
+    /// Beyond the end of the file are zeros, instead of an error.
+    padded: bool,
 }
 
 /// What follows an answer.
@@ -40,9 +42,18 @@ impl Gather {
                 offset,
                 bytes: vec![0; len],
                 outstanding: parts.len(),
+                padded: false,
             },
             parts,
         )
+    }
+
+    /// Beyond the end of the file are zeros, instead of an error.
+    pub fn padded(self) -> Self {
+        Self {
+            padded: true,
+            ..self
+        }
     }
 
     /// Takes what came for `part`; the client sees to it that it is not longer than asked for.
@@ -52,10 +63,12 @@ impl Gather {
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
         let done = bytes.len() as u32;
         if done < len {
-            return match eof {
-                true => Gathered::EndOfFile,
-                false => Gathered::More((offset + u64::from(done), len - done)),
-            };
+            if !eof {
+                return Gathered::More((offset + u64::from(done), len - done));
+            }
+            if !self.padded {
+                return Gathered::EndOfFile;
+            }
         }
         self.outstanding -= 1;
         match self.outstanding {

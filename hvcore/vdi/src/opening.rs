@@ -264,7 +264,11 @@ impl Opening {
             return Err(self.bad("it is too short"));
         }
         let (gather, calls) = self.gather(file, 0, size.min(HEAD) as usize);
-        self.stage = Stage::Head { file, size, gather };
+        self.stage = Stage::Head {
+            file,
+            size,
+            gather: gather.padded(),
+        };
         Ok(calls)
     }
 
@@ -292,11 +296,12 @@ impl Opening {
         match core::mem::replace(&mut self.stage, Stage::Walk) {
             Stage::Head { file, size, .. } => {
                 let (gather, calls) = self.gather(file, size - SECTOR, SECTOR as usize);
+                // The owner of a disk that is prepared goes on, and its server may lose the end of the file.
                 self.stage = Stage::Tail {
                     file,
                     size,
                     head: all,
-                    gather,
+                    gather: gather.padded(),
                 };
                 Ok(calls)
             }
