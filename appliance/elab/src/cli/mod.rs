@@ -112,8 +112,10 @@ pub enum Action {
     /// It runs until Ctrl-C or `elab down`. Progress goes to standard error; when the guest is ready, a line says how to
     /// join it with ssh.
     Up {
+        /// Which lab
         #[command(flatten)]
         which: Which,
+        /// How it is built
         #[command(flatten)]
         build: Build,
         /// Number of hosts
@@ -128,11 +130,13 @@ pub enum Action {
     },
     /// End a lab
     Down {
+        /// Which lab
         #[command(flatten)]
         which: Which,
     },
     /// Show hosts, VMs, storage and link faults of a lab
     Status {
+        /// Which lab
         #[command(flatten)]
         which: Which,
         /// Print JSON
@@ -141,20 +145,25 @@ pub enum Action {
     },
     /// Power of the hosts
     Host {
+        /// Which lab
         #[command(flatten)]
         which: Which,
+        /// What to do
         #[command(subcommand)]
         action: HostAction,
     },
     /// Start, stop, move and list VMs
     Vm {
+        /// Which lab
         #[command(flatten)]
         which: Which,
+        /// What to do
         #[command(subcommand)]
         action: VmAction,
     },
     /// Join this terminal with a VM's serial console; Ctrl-] detaches
     Console {
+        /// Which lab
         #[command(flatten)]
         which: Which,
         /// The VM
@@ -163,25 +172,34 @@ pub enum Action {
     },
     /// Faults of the network links
     Link {
+        /// Which lab
         #[command(flatten)]
         which: Which,
+        /// What to do
         #[command(subcommand)]
         action: LinkAction,
     },
     /// The storage server
     Sr {
+        /// Which lab
         #[command(flatten)]
         which: Which,
+        /// What to do
         #[command(subcommand)]
         action: SrAction,
     },
+    /// Serve a storage repository, as `nfs-sr serve` does; a lab starts this program anew for it
+    #[command(hide = true)]
+    StorageServer(Box<nfs_sr::serve::ServeOptions>),
 }
 
 /// Arguments of `elab demo`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DemoArguments {
+    /// Which lab
     #[command(flatten)]
     pub which: DemoName,
+    /// How it is built
     #[command(flatten)]
     pub build: Build,
     /// Number of migrations, back and forth
@@ -297,6 +315,7 @@ pub enum LinkAction {
     Set {
         /// For instance h1:mgmt or 'h2:storage<'
         link: String,
+        /// The fault
         #[command(flatten)]
         fault: FaultArguments,
     },

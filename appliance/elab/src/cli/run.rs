@@ -47,6 +47,10 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
                 up(&which, &build, hosts, no_guest)
             }
         }
+        Action::StorageServer(options) => {
+            nfs_sr::serve::serve(*options)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Action::Down { which } => down(&which),
         Action::Status { which, json } => show(&which, json, "", status::status),
         Action::Host { which, action } => tell(&which, &host_command(action)),

@@ -72,8 +72,8 @@ pub(super) fn vms(vms: &Value) -> String {
             text(&vm["name"]),
             text(&vm["state"]),
             text(&vm["host"]),
-            vm["vcpus"],
-            vm["memory_mib"],
+            vm["vcpus"].to_string(),
+            vm["memory_mib"].to_string(),
         );
         if let Some(to) = vm["migrating_to"].as_str() {
             let _ = write!(out, "  moving to {to}");
@@ -128,8 +128,8 @@ mod tests {
         }));
         for wanted in [
             "lab lab, up 61 s, tcg, storage on",
-            "h1       on       answers              500 / 768 reached",
-            "h2       off      silent                   - / - -",
+            "h1       on       answers               500 / 768 reached",
+            "h2       off      silent                    - / - -",
             "session      running    h1            1     256  moving to h2",
             "h1:mgmt>         cut=true delay_us=5",
         ] {

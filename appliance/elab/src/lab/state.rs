@@ -71,6 +71,7 @@ pub(crate) struct State {
     pub(crate) migrations: u32,
     pub(crate) storage: Option<Arc<Process>>,
     pub(crate) storage_paused: bool,
+    pub(crate) storage_ready: bool,
 }
 
 impl State {
@@ -106,6 +107,7 @@ impl State {
             migrations: 0,
             storage: None,
             storage_paused: false,
+            storage_ready: false,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The storage server: a child process on the storage network.
 
 use std::fs;
+use std::io::{self, BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -9,23 +10,57 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use lab_protocol::Event;
 use nix::sys::signal::Signal;
+use serde::Deserialize;
 
 use super::Inner;
+use super::state::GaveUp;
 use crate::network::{PREFIX, STORAGE};
 use crate::process::Process;
 
 /// Port of the switch and socket below the run folder.
 const PORT: &str = "nfs";
 const LINK_SOCKET: &str = "nfs-storage.sock";
+/// Opening the export takes no time worth mentioning, starting a process on a busy machine may.
+const START_PATIENCE: Duration = Duration::from_secs(20);
 /// A server that is told to end has so long to write back.
 const END_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the server reports, as far as the lab takes note of it.
+#[derive(Debug, Deserialize)]
+struct Report {
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    t_ns: u64,
+    #[serde(flatten)]
+    event: Said,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+enum Said {
+    Ready {},
+    Lease {
+        path: String,
+        epoch: u64,
+        owner: String,
+        change: String,
+    },
+    StorageFailed {
+        path: String,
+        error: String,
+    },
+    Warning {
+        message: String,
+    },
+    #[serde(other)]
+    Other,
+}
 
 /// How to start the server.
 #[derive(Clone, Debug)]
 pub struct StorageProgram {
     /// The program.
     pub program: PathBuf,
-    /// Arguments before ours.
+    /// Arguments before ours, which are those of `nfs-sr serve`.
     pub arguments: Vec<String>,
     /// The folder it exports as `/export`.
     pub export: PathBuf,
@@ -58,18 +93,18 @@ impl Inner {
             .append(true)
             .open(&log)
             .with_context(|| format!("cannot write {}", log.display()))?;
+        let (events, stdout) = io::pipe().context("cannot make a pipe")?;
+        let mac = STORAGE.endpoint_mac(1).map(|byte| format!("{byte:02x}")).join(":");
         let mut command = Command::new(&program.program);
         command
             .current_dir(self.folder.path())
             .args(&program.arguments)
-            .arg("--export")
             .arg(&program.export)
-            .arg("--link")
-            .arg(LINK_SOCKET)
-            .arg("--address")
+            .args(["--no-tcp", "--switch", LINK_SOCKET, "--mac", &mac, "--address"])
             .arg(format!("{}/{PREFIX}", STORAGE.lab_address()))
+            .args(["--mtu", &STORAGE.mtu.to_string()])
             .stdin(Stdio::null())
-            .stdout(log.try_clone().context("cannot share the log")?)
+            .stdout(stdout)
             .stderr(log);
         let inner = Arc::downgrade(self);
         let process = Process::start("nfs-sr", command, move |ending| {
@@ -82,9 +117,56 @@ impl Inner {
         self.update(|state| {
             state.storage = Some(Arc::new(process));
             state.storage_paused = false;
+            state.storage_ready = false;
         });
         self.storage_state("started");
-        Ok(())
+        let inner = Arc::downgrade(self);
+        // Ends when the server has closed its standard output.
+        std::thread::Builder::new()
+            .name("nfs-sr events".into())
+            .spawn(move || {
+                for line in BufReader::new(events).lines().map_while(Result::ok) {
+                    if let Some(inner) = inner.upgrade() {
+                        inner.hear_storage(&line);
+                    }
+                }
+            })
+            .context("cannot start a thread")?;
+        let ready = self.wait(START_PATIENCE, |state| state.storage_ready.then_some(()));
+        match ready {
+            Ok(()) => Ok(()),
+            Err(GaveUp::Stopping) => bail!("interrupted"),
+            Err(GaveUp::Deadline) => {
+                let log = fs::read_to_string(self.folder.file("nfs-sr.log")).unwrap_or_default();
+                bail!("the storage server did not become ready: {}", log.trim())
+            }
+        }
+    }
+
+    /// The server has reported something: a line of JSON.
+    fn hear_storage(&self, line: &str) {
+        let Ok(report) = serde_json::from_str::<Report>(line) else {
+            self.message("warning", format!("the storage server says: {line}"));
+            return;
+        };
+        let t_ns = self.clock.of_monotonic(report.t_ns);
+        let event = match report.event {
+            Said::Ready {} => {
+                self.update(|state| state.storage_ready = true);
+                Event::StorageState { state: "ready".into() }
+            }
+            Said::Lease { path, epoch, owner, change } => Event::Lease { path, epoch, owner, change },
+            Said::StorageFailed { path, error } => Event::Message {
+                level: "error".into(),
+                text: format!("storage failed: {path}: {error}"),
+            },
+            Said::Warning { message } => Event::Message {
+                level: "warning".into(),
+                text: message,
+            },
+            Said::Other => return,
+        };
+        self.journal.record(t_ns, "storage", event);
     }
 
     fn storage_ended(&self, ending: &str) {
