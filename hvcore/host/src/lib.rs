@@ -252,8 +252,12 @@ impl<P: Platform> Host<P> {
 
     fn run_vcpu(&mut self, vcpu: VcpuId, slice_end_ns: u64) -> Outcome {
         loop {
-            let deadline = self.next_deadline_ns().unwrap_or(u64::MAX);
-            self.platform.interrupt_at(deadline.min(slice_end_ns));
+            // A timer that is due already makes its vCPU runnable; its turn comes after this slice.
+            let now = self.platform.now_ns();
+            let timers = self.guest_timers().filter(|at| *at > now);
+            let deadline = timers.chain(self.own_deadline_ns()).min();
+            self.platform
+                .interrupt_at(deadline.unwrap_or(u64::MAX).min(slice_end_ns));
             let Some(vm) = self.vms.iter_mut().find(|vm| vm.number == vcpu.vm) else {
                 return Outcome::Halted;
             };
@@ -279,9 +283,19 @@ impl<P: Platform> Host<P> {
     /// When [`Self::poll`] must be called at the latest, by [`Platform::now_ns`]. `None` stands for "when a
     /// frame arrives".
     pub fn next_deadline_ns(&self) -> Option<u64> {
-        let clock = HostClock(&self.platform);
-        let timers = self.vms.iter().filter_map(|vm| match &vm.stage {
-            Stage::Running(guest) => guest.machine.next_deadline_ns(&clock),
+        self.guest_timers().chain(self.own_deadline_ns()).min()
+    }
+
+    fn guest_timers(&self) -> impl Iterator<Item = u64> {
+        self.vms.iter().filter_map(|vm| match &vm.stage {
+            Stage::Running(guest) => guest.machine.next_deadline_ns(),
+            _ => None,
+        })
+    }
+
+    /// As [`Self::next_deadline_ns`], without the guests' timers.
+    fn own_deadline_ns(&self) -> Option<u64> {
+        let closing = self.vms.iter().filter_map(|vm| match &vm.stage {
             Stage::Closing(closing) => Some(closing.deadline_ns),
             _ => None,
         });
@@ -295,7 +309,7 @@ impl<P: Platform> Host<P> {
         ]
         .into_iter()
         .flatten()
-        .chain(timers)
+        .chain(closing)
         .min()
     }
 

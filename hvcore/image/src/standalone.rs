@@ -164,8 +164,11 @@ pub fn run(cpu: &Rc<PhysicalCpu>, guests: Vec<Guest>, modules: &[&[u8]]) {
             continue;
         };
         let competitors: usize = running.iter().map(Running::runnable_vcpus).sum();
-        let deadline = running.iter().filter_map(Running::deadline).min();
-        let slice = (competitors > 1).then(|| time::now_ns() + SLICE_NS);
+        // A timer that is due already makes its vCPU runnable, and that one competes.
+        let now = time::now_ns();
+        let deadlines = running.iter().filter_map(Running::deadline);
+        let deadline = deadlines.filter(|at| *at > now).min();
+        let slice = (competitors > 1).then_some(now + SLICE_NS);
         time::interrupt_at(deadline.into_iter().chain(slice).min().unwrap_or(u64::MAX));
         let outcome = running[index].turn();
         running[index].print_console(alone);
@@ -210,7 +213,7 @@ impl Running {
     }
 
     fn deadline(&self) -> Option<u64> {
-        self.machine.next_deadline_ns(&HostClock)
+        self.machine.next_deadline_ns()
     }
 
     /// Runs one vCPU.

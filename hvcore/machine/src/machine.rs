@@ -294,15 +294,15 @@ impl Machine {
                 .is_some_and(|deadline| deadline <= clock.now_ns())
     }
 
-    /// When the next timer of any vCPU fires, on [`Clock::now_ns`]'s scale. Timers already due do not count: they
-    /// make their vCPU [`runnable`](Self::runnable).
+    /// When the next timer of any vCPU fires, on [`Clock::now_ns`]'s scale. A timer that is due and
+    /// that no [`run`](Self::run) has noticed yet counts, with its moment in the past: a host that finds nothing
+    /// [`runnable`](Self::runnable), reads this a moment later and halts until then must not miss a timer
+    /// that fell due in between.
     #[must_use]
-    pub fn next_deadline_ns(&self, clock: &impl Clock) -> Option<u64> {
-        let now = clock.now_ns();
+    pub fn next_deadline_ns(&self) -> Option<u64> {
         self.processors
             .iter()
             .filter_map(|processor| processor.apic.deadline_ns())
-            .filter(|deadline| *deadline > now)
             .min()
     }
 
