@@ -95,7 +95,7 @@ impl Footer {
             value => return Err(bad("disk type", value.into())),
         };
         let header_offset = u64_at(bytes, 16);
-        if kind != DiskKind::Fixed && (header_offset < SECTOR || header_offset > MAX_SIZE) {
+        if kind != DiskKind::Fixed && !(SECTOR..=MAX_SIZE).contains(&header_offset) {
             return Err(bad("offset of the header", header_offset));
         }
         let size = u64_at(bytes, 48);

@@ -104,7 +104,7 @@ impl Header {
             return Err(bad("version", version.into()));
         }
         let bat_offset = u64_at(bytes, 16);
-        if !bat_offset.is_multiple_of(SECTOR) || bat_offset < SECTOR || bat_offset > MAX_SIZE {
+        if !bat_offset.is_multiple_of(SECTOR) || !(SECTOR..=MAX_SIZE).contains(&bat_offset) {
             return Err(bad("offset of the BAT", bat_offset));
         }
         let block_size = u32_at(bytes, 32);

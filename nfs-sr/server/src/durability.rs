@@ -1,0 +1,209 @@
+//! Making writes durable: group commit per file, the write verifier, and what happens when a sync fails.
+//!
+//! All who wait for a file while a sync of it is running share the next sync, so that 32 stable writes at once cost
+//! one or two syncs and not 32. A failed sync is never forgotten: the kernel reports it once and then drops the
+//! pages, so a second sync that succeeds proves nothing. From then on the verifier is another one (clients
+//! send their unstable writes again), and the export takes no more writes until the server is restarted.
+
+use std::{
+    io,
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use nfs3::WriteVerifier;
+
+use crate::{file_io::Cover, pool::Pool};
+
+/// Durability of one instance of the server.
+pub struct Durability {
+    verifier: AtomicU64,
+    failed: AtomicBool,
+    /// Off only as a negative control of tests.
+    enabled: bool,
+    syncs: AtomicU64,
+    waited: AtomicU64,
+}
+
+impl Durability {
+    /// A new instance, with a verifier that no other has. With `enabled` false nothing is ever synced.
+    pub fn new(enabled: bool) -> Self {
+        Self {
+            verifier: AtomicU64::new(random()),
+            failed: AtomicBool::new(false),
+            enabled,
+            syncs: AtomicU64::new(0),
+            waited: AtomicU64::new(0),
+        }
+    }
+
+    /// The write verifier.
+    pub fn verifier(&self) -> WriteVerifier {
+        self.verifier.load(Ordering::SeqCst).to_be_bytes()
+    }
+
+    /// A sync has failed: nothing may be written any more.
+    pub fn failed(&self) -> bool {
+        self.failed.load(Ordering::SeqCst)
+    }
+
+    /// Syncs done, and requests answered by them.
+    pub fn counts(&self) -> (u64, u64) {
+        (
+            self.syncs.load(Ordering::Relaxed),
+            self.waited.load(Ordering::Relaxed),
+        )
+    }
+
+    fn sync(
+        &self,
+        waiters: usize,
+        sync: impl FnOnce() -> io::Result<()>,
+    ) -> Result<(), SyncFailed> {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        self.waited.fetch_add(waiters as u64, Ordering::Relaxed);
+        if self.failed() {
+            return Err(SyncFailed);
+        }
+        if !self.enabled {
+            return Ok(());
+        }
+        sync().map_err(|_| {
+            self.failed.store(true, Ordering::SeqCst);
+            self.verifier.store(random(), Ordering::SeqCst);
+            SyncFailed
+        })
+    }
+}
+
+fn random() -> u64 {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .expect("the system has random numbers");
+    u64::from_ne_bytes(bytes)
+}
+
+/// What was written may not be on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the disk failed to sync; unsynced data may be lost")]
+pub struct SyncFailed;
+
+type Waiter = Box<dyn FnOnce(Result<(), SyncFailed>) + Send>;
+
+/// Something that can be synced, with its group commit.
+pub trait Syncable: Send + Sync + 'static {
+    /// Syncs it, without grouping.
+    fn sync(&self, cover: Cover) -> io::Result<()>;
+    /// Its group commit.
+    fn group(&self) -> &GroupCommit;
+}
+
+/// Who waits for the next sync of a file.
+#[derive(Default)]
+pub struct GroupCommit {
+    state: Mutex<State>,
+    /// Writes so far; and how many of them are known to be on disk.
+    written: AtomicU64,
+    synced: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    /// Somebody is in [`lead`].
+    running: bool,
+    waiters: Vec<(Cover, Waiter)>,
+}
+
+impl GroupCommit {
+    /// To be called after a write and before its reply.
+    pub fn wrote(&self) {
+        self.written.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// There are writes that no sync has covered.
+    pub fn is_dirty(&self) -> bool {
+        self.written.load(Ordering::SeqCst) > self.synced.load(Ordering::SeqCst)
+    }
+}
+
+/// Calls `waiter` when everything written to `file` so far is on disk.
+pub fn when_synced<F: Syncable>(
+    file: &Arc<F>,
+    cover: Cover,
+    durability: &Arc<Durability>,
+    pool: &Pool,
+    waiter: impl FnOnce(Result<(), SyncFailed>) + Send + 'static,
+) {
+    let mut state = file
+        .group()
+        .state
+        .lock()
+        .expect("no waiter runs under the lock");
+    state.waiters.push((cover, Box::new(waiter)));
+    if !state.running && state.waiters.len() == 1 {
+        let (file, durability) = (file.clone(), durability.clone());
+        pool.spawn(move || lead(&*file, &durability));
+    }
+}
+
+/// Returns when everything written to `file` so far is on disk. For threads of the pool only.
+pub fn sync_now<F: Syncable>(
+    file: &F,
+    cover: Cover,
+    durability: &Durability,
+) -> Result<(), SyncFailed> {
+    let slot = Arc::new((Mutex::new(None), Condvar::new()));
+    let waiter = {
+        let slot = slot.clone();
+        move |result| {
+            *slot.0.lock().expect("nothing panics under the lock") = Some(result);
+            slot.1.notify_one();
+        }
+    };
+    let mut state = file
+        .group()
+        .state
+        .lock()
+        .expect("no waiter runs under the lock");
+    state.waiters.push((cover, Box::new(waiter)));
+    drop(state);
+    lead(file, durability);
+    let mut result = slot.0.lock().expect("nothing panics under the lock");
+    loop {
+        if let Some(result) = *result {
+            return result;
+        }
+        result = slot.1.wait(result).expect("nothing panics under the lock");
+    }
+}
+
+/// Syncs until nobody waits, unless another thread is doing so.
+fn lead<F: Syncable>(file: &F, durability: &Durability) {
+    let group = file.group();
+    let mut state = group.state.lock().expect("no waiter runs under the lock");
+    if state.running {
+        return;
+    }
+    state.running = true;
+    while !state.waiters.is_empty() {
+        let waiters = std::mem::take(&mut state.waiters);
+        drop(state);
+        let cover = waiters
+            .iter()
+            .map(|(cover, _)| *cover)
+            .max()
+            .unwrap_or(Cover::Data);
+        let written = group.written.load(Ordering::SeqCst);
+        let result = durability.sync(waiters.len(), || file.sync(cover));
+        if result.is_ok() {
+            group.synced.fetch_max(written, Ordering::SeqCst);
+        }
+        for (_, waiter) in waiters {
+            waiter(result);
+        }
+        state = group.state.lock().expect("no waiter runs under the lock");
+    }
+    state.running = false;
+}

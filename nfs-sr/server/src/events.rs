@@ -1,0 +1,136 @@
+//! What the server reports: JSON lines on standard output, for the lab and for a log.
+
+use std::{
+    io::Write,
+    sync::atomic::{AtomicU64, Ordering},
+    sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    thread,
+};
+
+use serde::Serialize;
+
+/// Lines that wait for a slow reader. What comes on top is dropped, and counted in the next line.
+const QUEUE: usize = 4096;
+
+/// Something that happened. `kind` names the variant in kebab-case.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum Event {
+    /// The server answers calls.
+    Ready {
+        pid: u32,
+        /// TCP address of the loopback transport.
+        tcp: Option<String>,
+        /// Address on the lab's storage network.
+        ethernet: Option<String>,
+        export: String,
+        /// TCP address of the metrics.
+        metrics: Option<String>,
+    },
+    /// A lease changed: `acquired`, `transferred`, `released`, `expired`, `broken`; or `refused`: a call came with a handle
+    /// of another epoch, or a write without a lease.
+    Lease {
+        path: String,
+        epoch: u64,
+        owner: String,
+        change: &'static str,
+    },
+    /// A client's connection began or ended.
+    Connection {
+        client: String,
+        state: &'static str,
+        reason: Option<String>,
+    },
+    /// Nothing more is written: a sync failed.
+    StorageFailed { path: String, error: String },
+    /// Something that an operator should know.
+    Warning { message: String },
+    /// The server ends.
+    Stopped { reason: String },
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    t_ns: u64,
+    /// Events dropped before this one.
+    #[serde(skip_serializing_if = "is_zero")]
+    dropped: u64,
+    #[serde(flatten)]
+    event: &'a Event,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+/// Where events go. Never waits for whoever reads them.
+pub struct Events {
+    queue: Option<SyncSender<String>>,
+    dropped: AtomicU64,
+    writer: Option<thread::JoinHandle<()>>,
+}
+
+impl Events {
+    /// Events go to standard output.
+    pub fn to_stdout() -> Self {
+        let (queue, lines) = sync_channel(QUEUE);
+        let writer = thread::Builder::new()
+            .name("events".into())
+            .spawn(move || write_lines(lines))
+            .expect("the system can start a thread");
+        Self {
+            queue: Some(queue),
+            dropped: AtomicU64::new(0),
+            writer: Some(writer),
+        }
+    }
+
+    /// Events go nowhere.
+    pub fn discard() -> Self {
+        Self {
+            queue: None,
+            dropped: AtomicU64::new(0),
+            writer: None,
+        }
+    }
+
+    /// Reports one.
+    pub fn report(&self, event: &Event) {
+        let Some(queue) = &self.queue else { return };
+        let dropped = self.dropped.swap(0, Ordering::Relaxed);
+        let line = Line {
+            t_ns: now_ns(),
+            dropped,
+            event,
+        };
+        let line = serde_json::to_string(&line).expect("events have string keys only");
+        if let Err(TrySendError::Full(_)) = queue.try_send(line) {
+            self.dropped.fetch_add(dropped + 1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+fn write_lines(lines: Receiver<String>) {
+    for line in lines {
+        // A reader that went away is no reason to stop serving.
+        let mut out = std::io::stdout().lock();
+        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    }
+}
+
+/// CLOCK_MONOTONIC, by which the lab's own stamps are made too.
+pub fn now_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

@@ -1,0 +1,189 @@
+//! The LEASE program on top of the table.
+
+use std::time::Instant;
+
+use nfs3::{
+    DirEntry, FileHandle, FileType, Path,
+    lease::{
+        self, Acquire, Break, Get, Grant, Holding, LeaseResult, LeaseStatus, ListAll, Listed,
+        Listing, Mode, Owner, Refused, Release, Renew, Take,
+    },
+    rpc::{Call, Procedure, Refusal as RpcRefusal},
+    xdr::List,
+};
+use rustix::io::Errno;
+
+use super::table::{Refusal, View};
+use crate::{
+    export::User,
+    handles::Opened,
+    node::{Node, os_name},
+    server::{Pending, Server, arguments},
+};
+
+/// Answers a call of the LEASE program.
+pub fn serve(server: &Server, call: Call<'_>, user: &User, pending: Pending) {
+    let now = Instant::now();
+    let events = &server.events;
+    let found = |file: &DirEntry<'_>| find(server, file);
+    match call.procedure {
+        lease::Null::NUMBER => pending.reply::<lease::Null>(&()),
+        // Leases are between hosts and the server, so only the superuser of a host has a say.
+        _ if !user.is_superuser() => pending.refuse(RpcRefusal::SystemError),
+        Acquire::NUMBER => with::<Acquire>(call, pending, |pending, args| {
+            let result = found(&args.file).and_then(|node| {
+                let (mode, epoch) = (args.mode, args.expected_epoch);
+                let view = server.leases.acquire(
+                    &node,
+                    args.owner.0,
+                    mode,
+                    epoch,
+                    args.ttl_ms,
+                    now,
+                    events,
+                )?;
+                Ok((node, view))
+            });
+            grant::<Acquire>(server, pending, result);
+        }),
+        Take::NUMBER => with::<Take>(call, pending, |pending, args| {
+            let result = found(&args.file).and_then(|node| {
+                let epoch = args.expected_epoch;
+                let view =
+                    server
+                        .leases
+                        .take(&node, args.owner.0, epoch, args.ttl_ms, now, events)?;
+                Ok((node, view))
+            });
+            grant::<Take>(server, pending, result);
+        }),
+        Renew::NUMBER => with::<Renew>(call, pending, |pending, args| {
+            let result = open(server, &args.object).and_then(|(_, opened)| {
+                server
+                    .leases
+                    .renew(opened.id, opened.epoch, args.ttl_ms, now)
+            });
+            state::<Renew>(pending, result);
+        }),
+        Release::NUMBER => with::<Release>(call, pending, |pending, handle| {
+            let result = open(server, &handle)
+                .and_then(|(node, opened)| server.leases.release(&node, opened.epoch, now, events));
+            state::<Release>(pending, result);
+        }),
+        Get::NUMBER => with::<Get>(call, pending, |pending, file| {
+            state::<Get>(
+                pending,
+                found(&file).map(|node| server.leases.view(node.id, now)),
+            );
+        }),
+        Break::NUMBER => with::<Break>(call, pending, |pending, file| {
+            let result =
+                found(&file).and_then(|node| server.leases.break_lease(&node, now, events));
+            state::<Break>(pending, result);
+        }),
+        ListAll::NUMBER => {
+            let leases = server.leases.list(now);
+            let leases = leases.iter().map(|(path, view)| Listed {
+                path: Path(path.as_os_str().as_encoded_bytes()),
+                holding: holding(view),
+            });
+            pending.reply::<ListAll>(&Listing {
+                leases: List(leases.collect()),
+            });
+        }
+        _ => pending.refuse(RpcRefusal::ProcedureUnavailable),
+    }
+}
+
+fn with<'a, P: Procedure>(
+    call: Call<'a>,
+    pending: Pending,
+    run: impl FnOnce(Pending, P::Args<'a>),
+) {
+    match arguments::<P>(&call) {
+        Some(args) => run(pending, args),
+        None => pending.refuse(RpcRefusal::GarbageArguments),
+    }
+}
+
+fn grant<P>(
+    server: &Server,
+    pending: Pending,
+    result: Result<(std::sync::Arc<Node>, View), Refusal>,
+) where
+    P: for<'a> Procedure<Reply<'a> = LeaseResult<'a, Grant<'a>>>,
+{
+    pending.reply::<P>(&LeaseResult(match &result {
+        Ok((node, view)) => Ok(Grant {
+            holding: holding(view),
+            object: server.handles.make(node.id, view.epoch),
+        }),
+        Err(refusal) => Err(refused(refusal)),
+    }));
+}
+
+fn state<P>(pending: Pending, result: Result<View, Refusal>)
+where
+    P: for<'a> Procedure<Reply<'a> = LeaseResult<'a, Holding<'a>>>,
+{
+    pending.reply::<P>(&LeaseResult(match &result {
+        Ok(view) => Ok(holding(view)),
+        Err(refusal) => Err(refused(refusal)),
+    }));
+}
+
+fn holding(view: &View) -> Holding<'_> {
+    Holding {
+        epoch: view.epoch,
+        mode: view.mode,
+        owner: Owner(&view.owner),
+        remaining_ms: view.remaining_ms,
+    }
+}
+
+fn refused(refusal: &Refusal) -> Refused<'_> {
+    Refused {
+        status: refusal.status,
+        holding: holding(&refusal.view),
+    }
+}
+
+fn refuse(status: LeaseStatus) -> Refusal {
+    let view = View {
+        epoch: 0,
+        mode: Mode::Exclusive,
+        owner: Vec::new(),
+        remaining_ms: 0,
+    };
+    Refusal { status, view }
+}
+
+fn open(server: &Server, handle: &FileHandle) -> Result<(std::sync::Arc<Node>, Opened), Refusal> {
+    let opened = server
+        .handles
+        .open(handle)
+        .ok_or_else(|| refuse(LeaseStatus::Inval))?;
+    let node = server
+        .nodes
+        .get(opened.id)
+        .map_err(|_| refuse(LeaseStatus::NoEnt))?;
+    Ok((node, opened))
+}
+
+/// Only regular files have leases.
+fn find(server: &Server, file: &DirEntry<'_>) -> Result<std::sync::Arc<Node>, Refusal> {
+    let (dir, _) = open(server, &file.dir)?;
+    let name = os_name(file.name.0).map_err(|_| refuse(LeaseStatus::Inval))?;
+    let node =
+        server
+            .nodes
+            .lookup(&dir, name)
+            .map_err(|error| match Errno::from_io_error(&error) {
+                Some(Errno::NOENT | Errno::NOTDIR | Errno::STALE) => refuse(LeaseStatus::NoEnt),
+                _ => refuse(LeaseStatus::Io),
+            })?;
+    match node.kind {
+        FileType::Regular => Ok(node),
+        _ => Err(refuse(LeaseStatus::Inval)),
+    }
+}

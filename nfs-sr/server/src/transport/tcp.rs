@@ -1,0 +1,385 @@
+//! NFS over TCP of the operating system.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io::{self, IoSlice, Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use nfs3::{MAX_RECORD, record::Assembler};
+use rustix::event::{
+    Timespec,
+    epoll::{self, CreateFlags, EventData, EventFlags},
+};
+
+use super::{MAX_CALLS, MAX_UNSENT, mailbox::Mailbox};
+use crate::{drc::ReplyTo, events::Event, server::Server};
+
+const LISTENER: u64 = 0;
+const MAILBOX: u64 = 1;
+const FIRST_CONNECTION: u64 = 2;
+/// Read at a time.
+const CHUNK: usize = 256 * 1024;
+/// Connections at a time; half-open ones end after [`IDLE`].
+const MAX_CONNECTIONS: usize = 1024;
+/// A connection that has a call half sent, or has never sent one, is closed after so long.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Serves the listener's clients until `stop` is set and the mailbox woken.
+pub struct TcpTransport {
+    server: Arc<Server>,
+    listener: TcpListener,
+    mailbox: Arc<Mailbox>,
+    epoll: OwnedFd,
+    connections: HashMap<u64, Connection>,
+    next: u64,
+    chunk: Vec<u8>,
+    swept: Instant,
+}
+
+struct Connection {
+    stream: TcpStream,
+    peer: SocketAddr,
+    records: Assembler,
+    unsent: VecDeque<Vec<u8>>,
+    unsent_bytes: usize,
+    sent_of_first: usize,
+    calls: usize,
+    interest: EventFlags,
+    last_call: Instant,
+    served: bool,
+}
+
+impl TcpTransport {
+    /// To be called, like [`Self::run`], by the thread that is to serve.
+    pub fn new(server: Arc<Server>, listener: TcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let mailbox = Mailbox::new()?;
+        epoll::add(
+            &epoll,
+            &listener,
+            EventData::new_u64(LISTENER),
+            EventFlags::IN,
+        )?;
+        epoll::add(
+            &epoll,
+            mailbox.as_fd(),
+            EventData::new_u64(MAILBOX),
+            EventFlags::IN,
+        )?;
+        Ok(Self {
+            server,
+            listener,
+            mailbox,
+            epoll,
+            connections: HashMap::new(),
+            next: FIRST_CONNECTION,
+            chunk: vec![0; CHUNK],
+            swept: Instant::now(),
+        })
+    }
+
+    /// Wakes the loop, so that it sees `stop`.
+    pub fn mailbox(&self) -> Arc<Mailbox> {
+        self.mailbox.clone()
+    }
+
+    /// Serves until `stop`. Calls that are under way are then answered, for at most a few seconds.
+    pub fn run(mut self, stop: &AtomicBool) -> io::Result<()> {
+        let mut ready = Vec::with_capacity(64);
+        let mut stopping: Option<Instant> = None;
+        loop {
+            if stop.load(Ordering::SeqCst) && stopping.is_none() {
+                stopping = Some(Instant::now());
+                epoll::delete(&self.epoll, &self.listener)?;
+            }
+            if let Some(since) = stopping {
+                let busy = self
+                    .connections
+                    .values()
+                    .any(|c| c.calls > 0 || !c.unsent.is_empty());
+                if !busy || since.elapsed() > Duration::from_secs(5) {
+                    return Ok(());
+                }
+            }
+            ready.clear();
+            let timeout = Timespec {
+                tv_sec: if stopping.is_some() { 0 } else { 10 },
+                tv_nsec: 50_000_000,
+            };
+            match epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut ready),
+                Some(&timeout),
+            ) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            for event in &ready {
+                match event.data.u64() {
+                    LISTENER => self.accept(),
+                    MAILBOX => self.mailbox.clear(),
+                    id => self.ready(id, event.flags, stopping.is_some()),
+                }
+            }
+            self.deliver();
+            if self.swept.elapsed() > IDLE / 4 {
+                self.sweep();
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        // One error here (a client that is gone already, no descriptors) is no reason to stop serving others.
+        while let Ok((stream, peer)) = self.listener.accept() {
+            if self.connections.len() >= MAX_CONNECTIONS || !self.server.export.admits(peer.ip()) {
+                continue;
+            }
+            let set_up = stream
+                .set_nonblocking(true)
+                .and_then(|()| stream.set_nodelay(true));
+            let id = self.next;
+            let interest = EventFlags::IN;
+            if set_up.is_err()
+                || epoll::add(&self.epoll, &stream, EventData::new_u64(id), interest).is_err()
+            {
+                continue;
+            }
+            self.next += 1;
+            self.server
+                .metrics
+                .connections
+                .fetch_add(1, Ordering::Relaxed);
+            self.report(peer, "open", None);
+            let connection = Connection {
+                stream,
+                peer,
+                records: Assembler::new(MAX_RECORD),
+                unsent: VecDeque::new(),
+                unsent_bytes: 0,
+                sent_of_first: 0,
+                calls: 0,
+                interest,
+                last_call: Instant::now(),
+                served: false,
+            };
+            self.connections.insert(id, connection);
+        }
+    }
+
+    fn ready(&mut self, id: u64, flags: EventFlags, stopping: bool) {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        let mut result = Ok(());
+        if flags.contains(EventFlags::OUT) {
+            result = connection.send();
+        }
+        if result.is_ok()
+            && !stopping
+            && flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR)
+        {
+            result = connection.receive(id, &mut self.chunk, &self.server, &self.mailbox);
+        }
+        self.settle(id, result);
+    }
+
+    /// Hands replies to their connections and sends them.
+    fn deliver(&mut self) {
+        loop {
+            let replies = self.mailbox.take();
+            if replies.is_empty() {
+                return;
+            }
+            let mut touched = Vec::new();
+            for (id, reply) in replies {
+                if let Some(connection) = self.connections.get_mut(&id) {
+                    connection.queue(reply);
+                    if touched.last() != Some(&id) {
+                        touched.push(id);
+                    }
+                }
+            }
+            touched.sort_unstable();
+            touched.dedup();
+            for id in touched {
+                if let Some(connection) = self.connections.get_mut(&id) {
+                    let result = connection.send();
+                    self.settle(id, result);
+                }
+            }
+        }
+    }
+
+    /// Closes a connection that failed, or waits for what it now needs.
+    fn settle(&mut self, id: u64, result: Result<(), Closed>) {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        let reason = match result {
+            Ok(()) => {
+                let mut interest = EventFlags::empty();
+                if connection.calls < MAX_CALLS && connection.unsent_bytes < MAX_UNSENT {
+                    interest |= EventFlags::IN;
+                }
+                if !connection.unsent.is_empty() {
+                    interest |= EventFlags::OUT;
+                }
+                if interest == connection.interest {
+                    return;
+                }
+                connection.interest = interest;
+                match epoll::modify(
+                    &self.epoll,
+                    &connection.stream,
+                    EventData::new_u64(id),
+                    interest,
+                ) {
+                    Ok(()) => return,
+                    Err(error) => Some(error.to_string()),
+                }
+            }
+            Err(Closed(reason)) => reason,
+        };
+        let peer = connection.peer;
+        // Closing takes it out of the epoll set.
+        self.connections.remove(&id);
+        self.server
+            .metrics
+            .connections
+            .fetch_sub(1, Ordering::Relaxed);
+        self.report(peer, "closed", reason);
+    }
+
+    /// Closes connections that hold memory and give nothing.
+    fn sweep(&mut self) {
+        self.swept = Instant::now();
+        let idle: Vec<u64> = self
+            .connections
+            .iter()
+            .filter(|(_, c)| {
+                let stuck = c.records.fragment_left() > 0 || !c.served || !c.unsent.is_empty();
+                stuck && c.calls == 0 && c.last_call.elapsed() > IDLE
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in idle {
+            self.settle(
+                id,
+                Err(Closed(Some(
+                    "it sent nothing, or took nothing, for too long".into(),
+                ))),
+            );
+        }
+    }
+
+    fn report(&self, peer: SocketAddr, state: &'static str, reason: Option<String>) {
+        self.server.events.report(&Event::Connection {
+            client: peer.to_string(),
+            state,
+            reason,
+        });
+    }
+}
+
+/// A connection is over; why, unless the client ended it.
+struct Closed(Option<String>);
+
+impl From<io::Error> for Closed {
+    fn from(error: io::Error) -> Self {
+        // The usual way of some clients to end.
+        let ended = error.kind() == io::ErrorKind::ConnectionReset;
+        Self((!ended).then(|| error.to_string()))
+    }
+}
+
+impl Connection {
+    fn receive(
+        &mut self,
+        id: u64,
+        chunk: &mut [u8],
+        server: &Arc<Server>,
+        mailbox: &Arc<Mailbox>,
+    ) -> Result<(), Closed> {
+        let mut input = match self.stream.read(chunk) {
+            Ok(0) => return Err(Closed(None)),
+            Ok(n) => &chunk[..n],
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let from: IpAddr = self.peer.ip();
+        loop {
+            match self.records.next(&mut input) {
+                Ok(Some(record)) => {
+                    self.calls += 1;
+                    self.last_call = Instant::now();
+                    let to = ReplyTo {
+                        mailbox: mailbox.clone(),
+                        connection: id,
+                    };
+                    server
+                        .submit(record, from, to)
+                        .map_err(|why| Closed(Some(why.to_string())))?;
+                    self.served = true;
+                }
+                Ok(None) => return Ok(()),
+                Err(why) => return Err(Closed(Some(why.to_string()))),
+            }
+        }
+    }
+
+    fn queue(&mut self, reply: Vec<u8>) {
+        self.calls -= 1;
+        if !reply.is_empty() {
+            self.unsent_bytes += reply.len();
+            self.unsent.push_back(reply);
+        }
+    }
+
+    fn send(&mut self) -> Result<(), Closed> {
+        while let Some(first) = self.unsent.front() {
+            let mut parts = [IoSlice::new(&[]); 32];
+            parts[0] = IoSlice::new(&first[self.sent_of_first..]);
+            let mut count = 1;
+            for (part, reply) in parts[1..].iter_mut().zip(self.unsent.iter().skip(1)) {
+                *part = IoSlice::new(reply);
+                count += 1;
+            }
+            match self.stream.write_vectored(&parts[..count]) {
+                Ok(n) => self.sent(n),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn sent(&mut self, mut bytes: usize) {
+        self.unsent_bytes -= bytes;
+        while let Some(first) = self.unsent.front() {
+            let left = first.len() - self.sent_of_first;
+            if bytes < left {
+                self.sent_of_first += bytes;
+                return;
+            }
+            bytes -= left;
+            self.sent_of_first = 0;
+            self.unsent.pop_front();
+        }
+    }
+}
