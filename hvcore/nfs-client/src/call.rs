@@ -196,6 +196,22 @@ impl Call {
         }
     }
 
+    pub(crate) fn replace_handle(&mut self, old: FileHandle, new: FileHandle) {
+        let (Self::GetSize { file }
+        | Self::SetSize { file, .. }
+        | Self::Read { file, .. }
+        | Self::Write { file, .. }
+        | Self::Commit { file }
+        | Self::Renew { object: file, .. }
+        | Self::Release { object: file }) = self
+        else {
+            return;
+        };
+        if *file == old {
+            *file = new;
+        }
+    }
+
     pub(crate) fn encode(&self, xid: u32, as_whom: &Credentials<'_>) -> Message {
         fn small<P: Procedure>(xid: u32, as_whom: &Credentials<'_>, args: &P::Args<'_>) -> Message {
             Message {

@@ -7,6 +7,7 @@ use alloc::{
 };
 
 use nfs3::{
+    FileHandle,
     record::Assembler,
     rpc::{self, Credentials, MachineName, UnixUser},
 };
@@ -87,6 +88,8 @@ pub struct Client<T> {
     urgent: VecDeque<u64>,
     queued: VecDeque<u64>,
     sending: Option<Sending>,
+    /// Only calls of the LEASE program are sent.
+    held: bool,
     sent_calls: usize,
     sent_bytes: usize,
     answers: VecDeque<(T, Result<Reply, CallError>)>,
@@ -105,6 +108,7 @@ impl<T> Client<T> {
             urgent: VecDeque::new(),
             queued: VecDeque::new(),
             sending: None,
+            held: false,
             sent_calls: 0,
             sent_bytes: 0,
             answers: VecDeque::new(),
@@ -158,6 +162,18 @@ impl<T> Client<T> {
             self.remove(number);
         }
         self.answers.retain(|(tag, _)| !chosen(tag));
+    }
+
+    /// Holds back all calls but those of the LEASE program, or no longer.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
+    }
+
+    /// A file has another handle now: calls that are not answered use it when they are sent (again).
+    pub fn replace_handle(&mut self, old: FileHandle, new: FileHandle) {
+        for pending in self.pending.values_mut() {
+            pending.call.replace_handle(old, new);
+        }
     }
 
     /// Whether there should be a connection now.
@@ -237,6 +253,7 @@ impl<T> Client<T> {
     fn next_message(&mut self) -> Option<Message> {
         let number = match self.urgent.pop_front() {
             Some(number) => number,
+            None if self.held => return None,
             None => {
                 let weight = self.pending[self.queued.front()?].call.weight();
                 let full = self.sent_calls >= self.config.max_calls

@@ -103,6 +103,20 @@ impl Storage {
     /// The connection stands.
     pub fn on_connected(&mut self, now_ns: u64) {
         self.client.on_connected(now_ns);
+        let mut cx = Context {
+            client: &mut self.client,
+            done: &mut self.done,
+            now_ns,
+        };
+        for disk in self.disks.values_mut() {
+            disk.on_connected(&mut cx);
+        }
+        self.hold_back();
+    }
+
+    /// Nothing is repeated on a new connection before what comes late from the old one is fenced off.
+    fn hold_back(&mut self) {
+        self.client.hold(self.disks.values().any(Disk::is_fencing));
     }
 
     /// The connection is gone, or could not be made. Everything outstanding is sent again on the next one.
@@ -375,6 +389,7 @@ impl Storage {
             }
         }
         self.remove_closed();
+        self.hold_back();
     }
 
     fn remove_closed(&mut self) {

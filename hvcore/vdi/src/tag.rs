@@ -65,6 +65,8 @@ pub(crate) enum DiskJob {
     Renew { sent_ns: u64 },
     /// Take the lease over.
     Take { expected_epoch: u64, sent_ns: u64 },
+    /// Take it from ourselves, see [`crate::disk`].
+    Fence { expected_epoch: u64, sent_ns: u64 },
     /// Give it back.
     Release,
 }

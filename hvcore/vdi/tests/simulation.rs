@@ -264,7 +264,7 @@ fn seeds() -> std::ops::Range<u64> {
     let count = std::env::var("VDI_SEEDS")
         .ok()
         .and_then(|n| n.parse().ok())
-        .unwrap_or(60);
+        .unwrap_or(25);
     0..count
 }
 

@@ -1,4 +1,9 @@
 //! The disk's lease: renewing it, taking it over, giving it back.
+//!
+//! Also the fence after a lost connection. A write that was under way on it may still reach the server, long after
+//! it was repeated on the next connection, and then undo a later write to the same place. So before
+//! anything is repeated we take the lease from ourselves: the new handle carries a new epoch, and what comes late
+//! under the old one is refused. (The server's duplicate request cache cannot help: it does not cover writes.)
 
 use alloc::{borrow::ToOwned, string::ToString};
 
@@ -14,6 +19,21 @@ use crate::{
 };
 
 const NS_PER_MS: u64 = 1_000_000;
+
+/// A pause before the server is asked again for what it could not do.
+const RETRY_NS: u64 = 200 * NS_PER_MS;
+
+/// Whether the lease is being taken from ourselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Fence {
+    #[default]
+    None,
+    Asked,
+    /// It failed; to be tried again then.
+    Again {
+        at_ns: u64,
+    },
+}
 
 /// A lease that we hold.
 #[derive(Debug)]
@@ -47,11 +67,105 @@ impl Disk {
     }
 
     pub fn next_deadline_ns(&self) -> Option<u64> {
-        self.lease.as_ref()?.renew_at_ns
+        match self.fence {
+            Fence::Again { at_ns } => Some(at_ns),
+            Fence::None | Fence::Asked => self.lease.as_ref()?.renew_at_ns,
+        }
+    }
+
+    /// There is a new connection.
+    pub fn on_connected(&mut self, cx: &mut Context<'_>) {
+        if self.fence == Fence::None && !self.writing.is_empty() {
+            self.ask_for_fence(cx);
+        }
+    }
+
+    /// While this is so, nothing but calls of the LEASE program may be sent.
+    pub fn is_fencing(&self) -> bool {
+        self.fence != Fence::None
+    }
+
+    fn ask_for_fence(&mut self, cx: &mut Context<'_>) {
+        let Some(expected_epoch) = self.lease_epoch() else {
+            return;
+        };
+        self.fence = Fence::Asked;
+        self.stop_renewing(cx);
+        let job = DiskJob::Fence {
+            expected_epoch,
+            sent_ns: cx.now_ns,
+        };
+        self.call(job, self.take_call(expected_epoch), cx);
+    }
+
+    /// A renewal under the old handle would be refused once the lease is taken.
+    fn stop_renewing(&mut self, cx: &mut Context<'_>) {
+        let id = self.id;
+        cx.client
+            .forget(|tag| matches!(tag, Tag::Disk(disk, DiskJob::Renew { .. }) if *disk == id));
+        if let Some(lease) = &mut self.lease {
+            lease.renew_at_ns = None;
+        }
+    }
+
+    fn take_call(&self, expected_epoch: u64) -> Call {
+        Call::Take {
+            dir: self.dir,
+            name: self.name.clone(),
+            owner: self.owner.clone(),
+            expected_epoch,
+            ttl_ms: self.ttl_ms,
+        }
+    }
+
+    pub(super) fn on_fenced(
+        &mut self,
+        expected: u64,
+        sent_ns: u64,
+        answer: Result<Reply, CallError>,
+        cx: &mut Context<'_>,
+    ) {
+        self.fence = Fence::None;
+        match answer {
+            Ok(Reply::Granted { epoch, object }) => {
+                cx.client.replace_handle(self.layers[0].file, object);
+                self.layers[0].file = object;
+                self.lease = Some(Lease::new(epoch, sent_ns, self.ttl_ms));
+            }
+            Ok(_) => unreachable!("the reply to TAKE"),
+            Err(CallError::Lease(LeaseRefusal {
+                status: LeaseStatus::Stale,
+                epoch,
+                owner,
+                ..
+            })) => {
+                let path = self.path.clone();
+                let why = StorageError::Stale {
+                    path,
+                    holder: owner,
+                    epoch,
+                    expected,
+                };
+                self.lose(&why.to_string(), cx);
+            }
+            Err(_) => {
+                self.fence = Fence::Again {
+                    at_ns: cx.now_ns + RETRY_NS,
+                }
+            }
+        }
     }
 
     pub fn on_time(&mut self, cx: &mut Context<'_>) {
-        let Some(lease) = &mut self.lease else { return };
+        if let Fence::Again { at_ns } = self.fence {
+            if at_ns <= cx.now_ns {
+                self.ask_for_fence(cx);
+            }
+            return;
+        }
+        let Some(lease) = &mut self.lease else {
+            return;
+        };
         if lease.renew_at_ns.is_some_and(|at| at <= cx.now_ns) {
             lease.renew_at_ns = None;
             let call = Call::Renew {
@@ -97,28 +211,15 @@ impl Disk {
         }
         // What the old handle is still used for would be refused after the take-over.
         let id = self.id;
-        cx.client.forget(|tag| {
-            matches!(tag, Tag::Disk(disk, DiskJob::Commit | DiskJob::Renew { .. }) if *disk == id)
-        });
+        cx.client
+            .forget(|tag| matches!(tag, Tag::Disk(disk, DiskJob::Commit) if *disk == id));
         self.leave_commit();
-        if let Some(lease) = &mut self.lease {
-            lease.renew_at_ns = None;
-        }
-        let call = Call::Take {
-            dir: self.dir,
-            name: self.name.clone(),
-            owner: self.owner.clone(),
+        self.stop_renewing(cx);
+        let job = DiskJob::Take {
             expected_epoch,
-            ttl_ms: self.ttl_ms,
+            sent_ns: cx.now_ns,
         };
-        self.call(
-            DiskJob::Take {
-                expected_epoch,
-                sent_ns: cx.now_ns,
-            },
-            call,
-            cx,
-        );
+        self.call(job, self.take_call(expected_epoch), cx);
     }
 
     pub(super) fn on_taken(

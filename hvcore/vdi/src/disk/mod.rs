@@ -16,7 +16,12 @@ use nfs_client::{Call, CallError, Client, Payload, Reply};
 use nfs3::{FileHandle, Status};
 use vhd::{DiskKind, SECTOR};
 
-use self::{commit::Commit, io::Active, lease::Lease, tables::Tables};
+use self::{
+    commit::Commit,
+    io::Active,
+    lease::{Fence, Lease},
+    tables::Tables,
+};
 use crate::{
     error::IoError,
     layer::Layer,
@@ -76,6 +81,7 @@ pub(crate) struct Disk {
     read_only: bool,
     phase: Phase,
     lease: Option<Lease>,
+    fence: Fence,
     /// The disk first, then its ancestors.
     layers: Vec<Layer>,
     /// Reads and writes under way, by a number of our own: the caller's may repeat.
@@ -119,6 +125,7 @@ impl Disk {
                 Purpose::Prepare => Phase::Prepared { restored: false },
             },
             lease,
+            fence: Fence::None,
             layers: opened.layers,
             ops: BTreeMap::new(),
             next_op: 0,
@@ -256,6 +263,12 @@ impl Disk {
             } => {
                 self.on_taken(expected_epoch, sent_ns, answer, cx);
             }
+            DiskJob::Fence {
+                expected_epoch,
+                sent_ns,
+            } => {
+                self.on_fenced(expected_epoch, sent_ns, answer, cx);
+            }
             DiskJob::Release => self.on_released(answer, cx),
         }
         self.advance(cx);
@@ -362,6 +375,7 @@ impl Disk {
         let was_closing = matches!(self.phase, Phase::Closing | Phase::Releasing);
         self.phase = Phase::Lost;
         self.lease = None;
+        self.fence = Fence::None;
         let id = self.id;
         cx.client
             .forget(|tag| matches!(tag, Tag::Disk(disk, _) if *disk == id));
@@ -396,7 +410,7 @@ fn concerns_lease(job: &DiskJob, why: &CallError) -> bool {
         DiskJob::Read { layer, .. } | DiskJob::LoadBitmap { layer, .. } => *layer == 0,
         DiskJob::Write { .. } | DiskJob::Commit => true,
         DiskJob::Renew { .. } => return matches!(why, CallError::Lease(_)),
-        DiskJob::Take { .. } | DiskJob::Release => false,
+        DiskJob::Take { .. } | DiskJob::Fence { .. } | DiskJob::Release => false,
     };
     on_leaf
         && matches!(

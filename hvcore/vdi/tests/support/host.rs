@@ -26,6 +26,8 @@ pub struct Host {
     assembler: Assembler,
     /// Requests that the server has and has not executed.
     requests: Vec<Vec<u8>>,
+    /// Requests of broken connections, which the server may still execute.
+    late: Vec<Vec<u8>>,
     /// Answers on the way back.
     answers: VecDeque<Vec<u8>>,
     pub completions: VecDeque<Completion>,
@@ -44,22 +46,20 @@ impl Host {
             to_server: Vec::new(),
             assembler: Assembler::new(nfs3::MAX_RECORD),
             requests: Vec::new(),
+            late: Vec::new(),
             answers: VecDeque::new(),
             completions: VecDeque::new(),
         }
     }
 
-    /// Breaks the connection. What the server has received it may still execute before the host comes back.
-    pub fn disconnect(&mut self, server: &mut Server, rng: &mut Rng, now_ns: u64) {
+    /// Breaks the connection. What the server has received, or what is still on the way, it may execute much later.
+    pub fn disconnect(&mut self, rng: &mut Rng, now_ns: u64) {
         if !self.connected {
             return;
         }
         self.connected = false;
-        for request in self.requests.drain(..) {
-            if rng.bool() {
-                server.execute(&request);
-            }
-        }
+        self.late
+            .extend(self.requests.drain(..).filter(|_| rng.bool()));
         self.answers.clear();
         self.to_server.clear();
         self.assembler = Assembler::new(nfs3::MAX_RECORD);
@@ -69,6 +69,7 @@ impl Host {
     /// The server died: nothing of what it had received is executed.
     pub fn server_died(&mut self, now_ns: u64) {
         self.requests.clear();
+        self.late.clear();
         if self.connected {
             self.connected = false;
             self.answers.clear();
@@ -87,6 +88,10 @@ impl Host {
         {
             self.storage.on_time(now_ns);
         }
+        if !self.late.is_empty() && rng.u8(..50) == 0 {
+            let request = self.late.swap_remove(rng.usize(..self.late.len()));
+            server.execute(&request);
+        }
         if !self.connected {
             if self.storage.wants_connection() && rng.u8(..4) == 0 {
                 self.connected = true;
@@ -95,7 +100,7 @@ impl Host {
         } else if !self.storage.wants_connection()
             || self.weather.break_every > 0 && rng.u32(..self.weather.break_every) == 0
         {
-            self.disconnect(server, rng, now_ns);
+            self.disconnect(rng, now_ns);
         } else {
             match rng.u8(..3) {
                 0 => self.send(rng, now_ns),
