@@ -50,6 +50,8 @@ mod processor;
 mod run;
 mod serial;
 pub mod state;
+#[cfg(test)]
+mod testing;
 pub mod vcpu;
 mod virtio;
 

@@ -309,3 +309,7 @@ fn finish(
     memory.write(place, &[status])?;
     queue.push(memory, chain.head, written + 1)
 }
+
+#[cfg(test)]
+#[path = "block_tests.rs"]
+mod tests;

@@ -7,6 +7,8 @@ pub mod block;
 pub mod entropy;
 pub mod net;
 pub mod queue;
+#[cfg(test)]
+pub mod testing;
 pub mod transport;
 
 /// No MSI-X vector (virtio 1.2, 4.1.5.1.2).

@@ -193,3 +193,90 @@ impl Net {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Driver;
+    use super::*;
+    use guest_memory::{Gpa, testing::memory};
+    use std::vec;
+
+    const RINGS: u64 = 0x4000;
+    const DATA: u64 = 0x8000;
+
+    fn card() -> Net {
+        Net::new(&NicModel {
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+        })
+    }
+
+    #[test]
+    fn a_frame_goes_out_without_its_header() {
+        let memory = memory(0x1_0000);
+        let mut driver = Driver::new(&memory, RINGS, 8);
+        let mut queue = driver.queue();
+        memory.write(Gpa(DATA + 12), &[9; 60]).unwrap();
+        driver.add(&[(DATA, 12, false), (DATA + 12, 60, false)]);
+        let frame = card().next_frame(&mut queue, &memory).unwrap();
+        assert_eq!(frame, Some(vec![9; 60]));
+        assert_eq!(driver.take_used(), Some((0, 0)));
+    }
+
+    #[test]
+    fn frames_too_long_or_too_short_are_dropped() {
+        let memory = memory(0x1_0000);
+        let mut driver = Driver::new(&memory, RINGS, 8);
+        let mut queue = driver.queue();
+        driver.add(&[(DATA, 12 + 1519, false)]);
+        driver.add(&[(DATA, 12 + 13, false)]);
+        assert_eq!(card().next_frame(&mut queue, &memory).unwrap(), None);
+        assert!(driver.take_used().is_some() && driver.take_used().is_some());
+        driver.add(&[(DATA, 11, false)]);
+        assert!(card().next_frame(&mut queue, &memory).is_err());
+    }
+
+    #[test]
+    fn a_frame_comes_in_with_a_header() {
+        let memory = memory(0x1_0000);
+        let mut driver = Driver::new(&memory, RINGS, 8);
+        let mut queue = driver.queue();
+        let mut card = card();
+        let frame = [7; 60];
+        assert!(
+            !card.deliver(&mut queue, &memory, &frame).unwrap(),
+            "no buffer"
+        );
+        driver.add(&[(DATA, 1526, true)]);
+        assert!(card.deliver(&mut queue, &memory, &frame).unwrap());
+        assert_eq!(driver.take_used(), Some((0, 72)));
+        let mut bytes = [0; 13];
+        memory.read(Gpa(DATA), &mut bytes).unwrap();
+        assert_eq!(bytes, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 7]);
+        assert!(
+            card.deliver(&mut queue, &memory, &[0; 2000]).unwrap(),
+            "dropped"
+        );
+        driver.add(&[(DATA, 20, true)]);
+        assert!(card.deliver(&mut queue, &memory, &frame).is_err());
+    }
+
+    #[test]
+    fn an_announcement_lasts_until_the_driver_has_made_it() {
+        let memory = memory(0x1_0000);
+        let mut card = card();
+        assert!(!card.announce(0), "the driver cannot");
+        assert!(card.announce(feature::GUEST_ANNOUNCE));
+        assert_eq!(card.config()[6], 3);
+        let mut driver = Driver::new(&memory, RINGS, 8);
+        let mut queue = driver.queue();
+        memory.write(Gpa(DATA), &COMMAND_ANNOUNCE_ACK).unwrap();
+        memory.write(Gpa(DATA + 8), &[0xff]).unwrap();
+        driver.add(&[(DATA, 2, false), (DATA + 8, 1, true)]);
+        card.control(&mut queue, &memory).unwrap();
+        assert_eq!(card.config()[6], 1);
+        let mut answer = [0xff];
+        memory.read(Gpa(DATA + 8), &mut answer).unwrap();
+        assert_eq!(answer, [COMMAND_OK]);
+    }
+}

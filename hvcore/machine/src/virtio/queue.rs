@@ -432,3 +432,7 @@ fn indirect(
         index = descriptor.next;
     }
 }
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

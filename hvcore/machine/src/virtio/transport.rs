@@ -545,3 +545,7 @@ fn virtio_capability(kind: u8, offset: u32, len: u32) -> Vec<u8> {
     }
     bytes
 }
+
+#[cfg(test)]
+#[path = "transport_tests.rs"]
+mod tests;
