@@ -168,7 +168,8 @@ pub fn run(cpu: &Rc<PhysicalCpu>, guests: Vec<Guest>, modules: &[&[u8]]) {
         let now = time::now_ns();
         let deadlines = running.iter().filter_map(Running::deadline);
         let deadline = deadlines.filter(|at| *at > now).min();
-        let slice = (competitors > 1).then_some(now + SLICE_NS);
+        let audited = running[index].audit.is_some();
+        let slice = (competitors > 1 || audited).then_some(now + SLICE_NS);
         time::interrupt_at(deadline.into_iter().chain(slice).min().unwrap_or(u64::MAX));
         let outcome = running[index].turn();
         running[index].print_console(alone);
@@ -225,7 +226,7 @@ impl Running {
             .machine
             .run(index, self.hardware.vcpu(index), &HostClock);
         if let Some(audit) = &mut self.audit {
-            audit.step(time::now_ns(), self.machine.memory(), &mut self.hardware);
+            audit.step(self.machine.memory(), &mut self.hardware);
         }
         // A vCPU that only rang something or set its timer keeps its turn.
         self.next_vcpu = match outcome {

@@ -4,8 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{
     check,
-    cpu::{attempt, cr3, set_cr3, tsc},
-    println,
+    cpu::{attempt, cr3, set_cr3},
     virtio::Entropy,
 };
 
@@ -208,16 +207,16 @@ pub fn all_ram() {
     }
 }
 
-/// Dirties memory in an irregular pattern for a while, some of it through a device, for the host to check
+/// Dirties memory in an irregular pattern, some of it through a device, for the host to check
 /// its dirty log against.
 pub fn dirty() {
+    const WRITES: u32 = 20_000;
     let pages = (ram_end() - free_start()) / PAGE;
     let tables = tables_in_use();
     let mut entropy = Entropy::start().expect("the machine has an entropy device");
-    let start = tsc();
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut writes = 0_u64;
-    while tsc() - start < 2_000_000_000 {
+    let mut writes = 0;
+    while writes < WRITES {
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
@@ -232,5 +231,4 @@ pub fn dirty() {
         }
         writes += 1;
     }
-    println!("wrote {writes} times");
 }

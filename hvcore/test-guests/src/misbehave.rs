@@ -13,6 +13,8 @@ use crate::{
 /// Device memory, and an address where nothing is.
 const DEVICE: u64 = 0xfec0_0000;
 const NOTHING: u64 = 0x00f0_0000_0000;
+/// A port where nothing is.
+const EMPTY: u16 = 0x2e8;
 
 /// Numbers that look random and are always the same.
 struct Random(u64);
@@ -56,31 +58,21 @@ pub fn wild_msr() {
     check!(answered > 10, "only {answered} MSRs answered");
 }
 
-/// Every port is read and most are written.
+/// Every low port and a sample of the others are read, and most are written.
 pub fn wild_io() {
     let mut random = Random(11);
-    let mut port = 0_u16;
-    loop {
-        // Not the console, nor what switches off or resets.
-        let spared = matches!(port, 0x60 | 0x64 | 0x92 | 0x3f8..=0x3ff | 0x5f0..=0x60f | 0xcf9);
+    for port in (0..0x1000_u16).chain((0x1000..0xff00).step_by(251)) {
         inb(port);
         inw(port & !1);
         inl(port & !3);
-        if !spared
-            && !matches!(port & !3, 0x60 | 0x64 | 0x90 | 0x3f8..=0x3ff | 0x5f0..=0x60f | 0xcf8)
-        {
+        // Not the console, nor what switches off or resets.
+        let spared = matches!(
+            port & !3,
+            0x60 | 0x64 | 0x90 | 0x3f8..=0x3ff | 0x5f0..=0x60f | 0xcf8
+        );
+        if !spared {
             outb(port, random.next() as u8);
             outl(port & !3, random.next() as u32);
-        }
-        port = match port {
-            0x0fff => 0xcf8,
-            0xff00.. => break,
-            // The upper space is sampled.
-            0x1000.. => port + 251,
-            _ => port + 1,
-        };
-        if port == 0xcf8 && random.0 == 0 {
-            break;
         }
     }
 }
@@ -176,15 +168,23 @@ pub fn stack_in_device() {
     unsafe { asm!("mov rsp, {}", "ud2", in(reg) DEVICE + 0x800) };
 }
 
-/// String I/O in all directions.
+/// String I/O in both directions, and from where nothing is mapped.
 pub fn string_io() {
     let mut buffer = [0x2e_u8; 16];
-    // SAFETY: the buffer holds the transfer; the last ones run over what nobody mapped.
+    // SAFETY: the buffer holds the transfers.
     unsafe {
-        asm!("cld", "rep outsb", in("dx") 0x80, inout("rsi") buffer.as_ptr() => _, inout("rcx") 16_u64 => _);
-        asm!("cld", "rep insb", in("dx") 0x80, inout("rdi") buffer.as_mut_ptr() => _, inout("rcx") 16_u64 => _);
-        asm!("cld", "rep outsd", in("dx") 0x80, inout("rsi") NOTHING => _, inout("rcx") u64::MAX => _);
+        asm!("rep outsb", in("dx") 0x80, inout("rsi") buffer.as_ptr() => _, inout("rcx") 16_u64 => _);
+        asm!("rep insb", in("dx") EMPTY, inout("rdi") buffer.as_mut_ptr() => _, inout("rcx") 16_u64 => _);
     }
+    check!(
+        buffer == [0xff; 16],
+        "INS from an empty port left {buffer:x?}"
+    );
+    // SAFETY: reads only.
+    let lost = attempt(|| unsafe {
+        asm!("rep outsd", in("dx") 0x80, inout("rsi") NOTHING => _, inout("rcx") u64::MAX => _);
+    });
+    check!(lost.is_err(), "OUTS from nowhere went through");
 }
 
 /// A breakpoint on the handler of the breakpoint: an endless storm without a single instruction executed

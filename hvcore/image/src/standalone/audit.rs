@@ -9,9 +9,9 @@ use boot_info::standalone::Audit;
 use guest_memory::{GuestMemory, PAGE_SIZE, PageSet};
 use host::platform::VmHardware;
 
-use crate::println;
+use crate::{println, time};
 
-/// Time between two harvests.
+/// Time that the guest has between two harvests.
 const INTERVAL_NS: u64 = 5_000_000;
 
 /// The audit of one guest.
@@ -46,11 +46,10 @@ impl DirtyAudit {
     }
 
     /// Harvests and compares, if it is time. The guest is not running.
-    pub fn step(&mut self, now_ns: u64, memory: &GuestMemory, hardware: &mut impl VmHardware) {
-        if now_ns < self.next_ns {
+    pub fn step(&mut self, memory: &GuestMemory, hardware: &mut impl VmHardware) {
+        if time::now_ns() < self.next_ns {
             return;
         }
-        self.next_ns = now_ns + INTERVAL_NS;
         let mut dirty = PageSet::new(memory.pages());
         let mut ignored = PageSet::new(memory.pages());
         match self.kind {
@@ -70,6 +69,8 @@ impl DirtyAudit {
         self.harvests += 1;
         self.harvested += dirty.len();
         self.compare(memory, &dirty);
+        // Counted from here, so that the guest gets on however long a comparison takes.
+        self.next_ns = time::now_ns() + INTERVAL_NS;
     }
 
     fn compare(&mut self, memory: &GuestMemory, dirty: &PageSet) {
