@@ -1,2 +1,63 @@
-//! Placeholder.
-fn main() {}
+//! `cargo xtask`: one command for each thing one does with this repository.
+//!
+//! It knows how to set a machine up and how to call cargo, and nothing of what is built. `make` and shell scripts
+//! were left out: cargo is there anyway.
+
+#![forbid(unsafe_code)]
+
+mod cargo;
+mod setup;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use xshell::Shell;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  setup           install what building, testing and the demo need
+  demo [ARGS]     set up, build, and show a session that lives through migrations (`elab demo ARGS`)
+  test            set up, lint, and run all tests
+  bench [ARGS]    set up, build, and measure (`elab bench ARGS`)
+  lint            formatting and clippy, for the machine and for the image
+";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let sh = Shell::new()?;
+    sh.change_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let mut arguments = std::env::args().skip(1);
+    let command = arguments.next();
+    let rest: Vec<String> = arguments.collect();
+    match command.as_deref() {
+        Some("setup") if rest.is_empty() => setup::run(&sh),
+        Some("lint") if rest.is_empty() => cargo::lint(&sh),
+        Some("test") if rest.is_empty() => {
+            setup::run(&sh)?;
+            cargo::lint(&sh)?;
+            cargo::test(&sh)
+        }
+        Some(verb @ ("demo" | "bench")) => {
+            setup::run(&sh)?;
+            cargo::elab(&sh, verb, &rest)
+        }
+        Some("help" | "--help" | "-h") => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        _ => {
+            eprint!("{USAGE}");
+            bail!("no such command")
+        }
+    }
+}

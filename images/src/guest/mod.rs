@@ -18,7 +18,7 @@ mod manifest;
 mod packages;
 mod rootfs;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -103,6 +103,7 @@ pub const READY: &str = "elab: session ready";
 pub fn build(cache: &Path, progress: &dyn Fn(&str)) -> Result<SessionGuest> {
     let distribution = packages::Distribution::of_this_machine()?;
     let folder = cache.join(format!("session-{}", &recipe_hash(&distribution)[..16]));
+    let _lock = lock(cache, progress)?;
     if folder.exists() {
         match Manifest::read(&folder).and_then(|manifest| manifest.verify(&folder)) {
             Ok(()) => return Ok(SessionGuest::in_folder(&folder)),
@@ -115,9 +116,8 @@ pub fn build(cache: &Path, progress: &dyn Fn(&str)) -> Result<SessionGuest> {
             }
         }
     }
-    fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))?;
     // Built beside its place and moved there when complete, so that a build that dies leaves nothing that
-    // looks whole, and two builds at once do not mix.
+    // looks whole.
     let work = tempfile::Builder::new()
         .prefix("building-session-")
         .tempdir_in(cache)
@@ -125,12 +125,21 @@ pub fn build(cache: &Path, progress: &dyn Fn(&str)) -> Result<SessionGuest> {
     let result = work.path().join("result");
     fs::create_dir(&result)?;
     build_in(work.path(), &result, &distribution, progress)?;
-    if let Err(error) = fs::rename(&result, &folder)
-        && !folder.exists()
-    {
-        return Err(error).with_context(|| format!("cannot create {}", folder.display()));
-    }
+    fs::rename(&result, &folder).with_context(|| format!("cannot create {}", folder.display()))?;
     Ok(SessionGuest::in_folder(&folder))
+}
+
+/// One build at a time in a cache: whoever comes second finds the first one's result. The lock ends with the file.
+fn lock(cache: &Path, progress: &dyn Fn(&str)) -> Result<File> {
+    fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))?;
+    let path = cache.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    if file.try_lock().is_err() {
+        progress("session guest: another program builds it, waiting");
+        file.lock()
+            .with_context(|| format!("cannot lock {}", path.display()))?;
+    }
+    Ok(file)
 }
 
 fn build_in(

@@ -1,0 +1,145 @@
+//! Sets a machine up: the Rust target of the image and Debian or Ubuntu packages.
+//!
+//! Each need is looked for by the file that is used, not by package, so that whatever way it came to be there
+//! counts. Nothing but what is missing is installed.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use xshell::{Shell, cmd};
+
+/// What the hypervisor image is built for.
+pub const IMAGE_TARGET: &str = "x86_64-unknown-none";
+
+/// A program (by name) or file (by path), and the package that has it.
+const NEEDS: &[(&str, &str)] = &[
+    // Building.
+    ("cc", "gcc"),
+    ("/usr/include/stdlib.h", "libc6-dev"),
+    // Hosts and guests.
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("qemu-img", "qemu-utils"),
+    ("/usr/share/ovmf/OVMF.fd", "ovmf"),
+    // The bootable image.
+    ("grub-mkrescue", "grub-common"),
+    ("/usr/lib/grub/i386-pc/multiboot2.mod", "grub-pc-bin"),
+    (
+        "/usr/lib/grub/x86_64-efi/multiboot2.mod",
+        "grub-efi-amd64-bin",
+    ),
+    ("xorriso", "xorriso"),
+    ("mformat", "mtools"),
+    // The session guest.
+    ("dpkg-deb", "dpkg"),
+    ("fakeroot", "fakeroot"),
+    ("mke2fs", "e2fsprogs"),
+    ("xz", "xz-utils"),
+    ("zstd", "zstd"),
+    // Tests: reference tools, and the spreadsheet on a terminal.
+    ("iasl", "acpica-tools"),
+    ("sc", "sc"),
+    ("script", "bsdutils"),
+    ("ssh", "openssh-client"),
+];
+
+/// Makes everything be there, or says what to run.
+pub fn run(sh: &Shell) -> Result<()> {
+    rust_target(sh)?;
+    packages(sh)
+}
+
+fn rust_target(sh: &Shell) -> Result<()> {
+    let libraries = cmd!(sh, "rustc --print target-libdir --target {IMAGE_TARGET}")
+        .quiet()
+        .read()?;
+    if Path::new(&libraries).is_dir() {
+        return Ok(());
+    }
+    eprintln!("== installing the Rust target {IMAGE_TARGET}");
+    cmd!(sh, "rustup target add {IMAGE_TARGET}")
+        .run()
+        .with_context(|| {
+            format!("the Rust target is missing; run: rustup target add {IMAGE_TARGET}")
+        })
+}
+
+fn packages(sh: &Shell) -> Result<()> {
+    let missing: Vec<&str> = NEEDS
+        .iter()
+        .filter(|(need, _)| !is_there(need))
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if !is_program("apt-get") {
+        bail!("this machine lacks what these packages of Debian have: {list}");
+    }
+    let by_hand =
+        format!("sudo apt-get update && sudo apt-get install --no-install-recommends -y {list}");
+    let Some(prefix) = as_root(sh)? else {
+        bail!("packages are missing; run: {by_hand}");
+    };
+    eprintln!("== installing packages: {list}");
+    let _quiet = sh.push_env("DEBIAN_FRONTEND", "noninteractive");
+    let missing = &missing;
+    cmd!(sh, "{prefix...} apt-get -qq update").run()?;
+    cmd!(
+        sh,
+        "{prefix...} apt-get -qq install --no-install-recommends -y {missing...}"
+    )
+    .run()
+    .with_context(|| format!("packages cannot be installed; try: {by_hand}"))?;
+    match NEEDS.iter().find(|(need, _)| !is_there(need)) {
+        None => Ok(()),
+        Some((need, package)) => bail!("{package} is installed, but {need} is not there"),
+    }
+}
+
+/// What goes before a command to run it as root: nothing, `sudo`, or it cannot be had.
+fn as_root(sh: &Shell) -> Result<Option<Vec<&'static str>>> {
+    if cmd!(sh, "id --user").quiet().read()? == "0" {
+        return Ok(Some(Vec::new()));
+    }
+    if !is_program("sudo") {
+        return Ok(None);
+    }
+    let without_password = cmd!(sh, "sudo --non-interactive true")
+        .quiet()
+        .ignore_stderr()
+        .run()
+        .is_ok();
+    // At a terminal, sudo can ask.
+    Ok((without_password || std::io::stdin().is_terminal()).then(|| vec!["sudo"]))
+}
+
+fn is_there(need: &str) -> bool {
+    if need.starts_with('/') {
+        Path::new(need).exists()
+    } else {
+        is_program(need)
+    }
+}
+
+/// Users' PATH may lack the folders of the administrator's programs, which they may run all the same.
+fn is_program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])
+        .any(|folder| folder.join(name).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn needs_are_looked_for_by_path_or_by_name() {
+        assert!(is_there("/etc/os-release"));
+        assert!(is_there("sh"));
+        assert!(!is_there("/etc/no-such-file"));
+        assert!(!is_there("no-such-program"));
+    }
+}
