@@ -1,6 +1,6 @@
 //! Ctrl-C and SIGTERM: the first ends the lab in order, the second at once.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, Signal};
@@ -21,7 +21,7 @@ struct Pending {
 }
 
 impl Interrupts {
-    /// Takes SIGINT, SIGTERM and SIGHUP from now on.
+    /// Takes SIGINT, SIGTERM and SIGHUP from now on. While there is nothing to end in order, they end the program.
     ///
     /// # Errors
     /// When the system refuses.
@@ -31,44 +31,40 @@ impl Interrupts {
             signals.add(signal);
         }
         signals.thread_block().context("cannot block signals")?;
-        let pending = Arc::new(Mutex::new(Pending::default()));
-        let shared = Arc::clone(&pending);
+        let interrupts = Self(Arc::default());
+        let shared = interrupts.clone();
         std::thread::Builder::new()
             .name("signals".into())
             .spawn(move || {
                 while signals.wait().is_ok() {
                     let action = {
-                        let mut pending = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                        if pending.came {
-                            // Children go with us by their parent-death signal.
-                            std::process::exit(EXIT_CODE.into());
-                        }
+                        let mut pending = shared.lock();
                         pending.came = true;
                         pending.action.take()
                     };
-                    if let Some(action) = action {
-                        action();
+                    match action {
+                        Some(action) => action(),
+                        // Children go with us by their parent-death signal.
+                        None => std::process::exit(EXIT_CODE.into()),
                     }
                 }
             })
             .context("cannot start a thread")?;
-        Ok(Self(pending))
+        Ok(interrupts)
     }
 
-    /// What the first signal shall do; at once, if it has come already.
+    /// What the next signal shall do instead of ending the program.
     pub fn on_interrupt(&self, action: impl FnOnce() + Send + 'static) {
-        let mut pending = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if pending.came {
-            drop(pending);
-            action();
-        } else {
-            pending.action = Some(Box::new(action));
-        }
+        self.lock().action = Some(Box::new(action));
     }
 
     /// Whether a signal has come.
     #[must_use]
     pub fn came(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).came
+        self.lock().came
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -239,6 +239,12 @@ impl Lab {
         self.inner.wait_for_console(vm, text, patience)
     }
 
+    /// Waits for so long; `true`, and sooner, when the lab is told to end.
+    #[must_use]
+    pub fn wait_or_stop(&self, time: Duration) -> bool {
+        self.inner.wait(time, |_| None::<()>) == Err(state::GaveUp::Stopping)
+    }
+
     /// Blocks until the lab is told to end (`elab down`, [`Stopper::stop`]).
     pub fn wait_until_told_to_stop(&self) {
         self.inner.wait_until_told_to_stop();
