@@ -1,0 +1,66 @@
+//! The tools for disks, with `qemu-img` as second opinion.
+
+use std::{fs::File, os::unix::fs::FileExt, path::Path, process::Command};
+
+use nfs_sr::sr::{
+    store::Directory,
+    vdi::{self, file_name, new_uuid},
+};
+use vhd::DiskKind;
+
+fn qemu_img_agrees(vhd: &Path, raw: &Path) -> bool {
+    let output = Command::new("qemu-img")
+        .args(["compare", "-f", "vpc", "-F", "raw"])
+        .args([vhd, raw])
+        .output()
+        .expect("qemu-img is needed: install the package qemu-utils");
+    output.status.success()
+}
+
+#[test]
+fn an_image_comes_in_and_goes_out_unchanged() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (raw, back) = (dir.path().join("in.raw"), dir.path().join("out.raw"));
+    let file = File::create(&raw).expect("create");
+    file.set_len((9 << 20) + 512).expect("set length");
+    file.write_all_at(b"first", 0).expect("write");
+    file.write_all_at(&[7; 5000], (4 << 20) - 100)
+        .expect("write");
+    file.write_all_at(b"last", (9 << 20) + 508).expect("write");
+    let (store, uuid) = (Directory::new(dir.path()), new_uuid());
+    vdi::import(&store, uuid, &raw, None).expect("imported");
+    let name = file_name(uuid);
+    assert!(qemu_img_agrees(&dir.path().join(&name), &raw));
+    let info = vdi::info(&store, &name).expect("a good disk");
+    assert_eq!(
+        (info.kind, info.virtual_size, info.allocated),
+        ("dynamic", (9 << 20) + 512, 4 * (2 << 20))
+    );
+    vdi::export(&store, &name, &back).expect("exported");
+    assert!(std::fs::read(&raw).expect("read") == std::fs::read(&back).expect("read"));
+}
+
+#[test]
+fn new_disks_are_empty_and_whole() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, raw) = (Directory::new(dir.path()), dir.path().join("zero.raw"));
+    File::create(&raw)
+        .and_then(|file| file.set_len(64 << 20))
+        .expect("zeros");
+    for kind in [DiskKind::Dynamic, DiskKind::Fixed] {
+        let uuid = new_uuid();
+        vdi::create(&store, uuid, 64 << 20, kind).expect("created");
+        assert!(
+            qemu_img_agrees(&dir.path().join(file_name(uuid)), &raw),
+            "{kind:?}"
+        );
+        assert!(
+            vdi::create(&store, uuid, 64 << 20, kind).is_err(),
+            "the name is taken"
+        );
+    }
+    assert!(
+        vdi::create(&store, new_uuid(), 1000, DiskKind::Dynamic).is_err(),
+        "no such size"
+    );
+}
