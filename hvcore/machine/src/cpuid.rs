@@ -42,6 +42,9 @@ const LEAF1_ECX: u32 = 1
     | 1 << 30;
 /// All up to SSE2 but machine check (7, 14), which has no banks here.
 const LEAF1_EDX: u32 = 0x0783_fbff & !(1 << 7) & !(1 << 14);
+/// The APIC timer always runs, as an emulated one does. Without this bit Linux expects it to stop in deep
+/// sleep, finds no other timer to wake it, and keeps a periodic tick for ever, also when idle.
+const LEAF6_EAX_ARAT: u32 = 1 << 2;
 /// FSGSBASE, BMI1, AVX2, SMEP, BMI2, ERMS, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB, SHA.
 const LEAF7_EBX: u32 = 1
     | 1 << 3
@@ -137,6 +140,9 @@ impl Policy {
                 d & LEAF1_EDX | u32::from(self.vcpus > 1) << 28,
             ],
         );
+        if highest >= 6 {
+            self.add(6, 0, [LEAF6_EAX_ARAT, 0, 0, 0]);
+        }
         if highest >= 7 {
             let [_, b, c, d] = physical(7, 0);
             self.add(7, 0, [0, b & LEAF7_EBX, c & LEAF7_ECX, d & LEAF7_EDX]);
@@ -333,6 +339,15 @@ mod tests {
         let [a, b, c, d] = policy.answer(0x4000_0000, 0, &VIEWER);
         let name = [b, c, d].map(u32::to_le_bytes).concat();
         assert_eq!((a, &name[..9]), (0x4000_0001, &b"KVMKVMKVM"[..]));
+    }
+
+    #[test]
+    fn the_apic_timer_is_said_to_run_always_whatever_the_processor_does() {
+        let policy = Policy::new(1, |leaf, subleaf| match leaf {
+            6 => [0; 4],
+            _ => everything(leaf, subleaf),
+        });
+        assert_eq!(policy.answer(6, 0, &VIEWER), [LEAF6_EAX_ARAT, 0, 0, 0]);
     }
 
     #[test]
