@@ -106,11 +106,13 @@ impl Server {
             return Err(StartError::Busy(directory.display().to_string()));
         }
         let key = load_key(&private).map_err(failed)?;
+        let (disk, now) = (config.disk.clone(), Instant::now());
         let leases = Leases::open(
             &private,
+            disk,
             config.commit_sync,
             config.lease_enforcement,
-            Instant::now(),
+            now,
         )?;
         Ok(Arc::new(Self {
             nodes: Nodes::open(&directory).map_err(failed)?,

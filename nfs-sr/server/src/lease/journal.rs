@@ -9,13 +9,16 @@
 use std::{
     fs::File,
     io,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use crc::{CRC_32_ISCSI, Crc};
 
-use crate::handles::FileId;
+use crate::{
+    file_io::{Cover, Disk, FileIo},
+    handles::FileId,
+};
 
 const NAME: &str = "leases";
 const RECORD: usize = 256;
@@ -63,7 +66,8 @@ pub struct JournalError {
 /// The journal, open for writing.
 pub struct Journal {
     dir: PathBuf,
-    file: File,
+    disk: Arc<dyn Disk>,
+    file: Box<dyn FileIo>,
     sequence: u64,
     /// Where the next record goes.
     position: u64,
@@ -87,15 +91,18 @@ impl Journal {
         dir: &Path,
         records: &[Record],
         sequence: u64,
+        disk: Arc<dyn Disk>,
         sync: bool,
     ) -> Result<Self, JournalError> {
-        let (file, position) = rewrite(dir, records, sequence).map_err(|error| JournalError {
-            path: dir.join(NAME),
-            error,
-        })?;
+        let (file, position) =
+            rewrite(dir, records, sequence, &*disk, sync).map_err(|error| JournalError {
+                path: dir.join(NAME),
+                error,
+            })?;
         let sequence = sequence + records.len() as u64;
         Ok(Self {
             dir: dir.to_owned(),
+            disk,
             file,
             sequence,
             position,
@@ -118,9 +125,9 @@ impl Journal {
 
     fn try_append(&mut self, record: &Record) -> io::Result<()> {
         let bytes = encode(record, self.sequence + 1);
-        self.file.write_all_at(&bytes, self.position)?;
+        self.file.write_at(&bytes, self.position)?;
         if self.sync {
-            self.file.sync_data()?;
+            self.file.sync(Cover::Data)?;
         }
         self.sequence += 1;
         self.position += RECORD as u64;
@@ -129,13 +136,25 @@ impl Journal {
 
     /// Replaces the file by one that holds only `records`, the present state.
     pub fn compact(&mut self, records: &[Record]) -> Result<(), JournalError> {
-        *self = Self::start(&self.dir, records, self.sequence, self.sync)?;
+        *self = Self::start(
+            &self.dir,
+            records,
+            self.sequence,
+            self.disk.clone(),
+            self.sync,
+        )?;
         Ok(())
     }
 }
 
 /// Writes a new file with these records and room for more, and puts it in the place of the old one.
-fn rewrite(dir: &Path, records: &[Record], sequence: u64) -> io::Result<(File, u64)> {
+fn rewrite(
+    dir: &Path,
+    records: &[Record],
+    sequence: u64,
+    disk: &dyn Disk,
+    sync: bool,
+) -> io::Result<(Box<dyn FileIo>, u64)> {
     let new = dir.join("leases.new");
     let mut bytes: Vec<u8> = records
         .iter()
@@ -151,8 +170,11 @@ fn rewrite(dir: &Path, records: &[Record], sequence: u64) -> io::Result<(File, u
         .create(true)
         .truncate(true)
         .open(&new)?;
-    file.write_all_at(&bytes, 0)?;
-    file.sync_all()?;
+    let file = disk.file(file.into(), Path::new(NAME));
+    file.write_at(&bytes, 0)?;
+    if sync {
+        file.sync(Cover::All)?;
+    }
     std::fs::rename(&new, dir.join(NAME))?;
     File::open(dir)?.sync_all()?;
     Ok((file, position))

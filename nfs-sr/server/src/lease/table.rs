@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Mutex, RwLock},
+    sync::{Arc, Mutex, RwLock},
     time::{Duration, Instant},
 };
 
@@ -12,6 +12,7 @@ use nfs3::lease::{LeaseStatus, MAX_TTL_MS, Mode};
 use super::journal::{Change, Journal, JournalError, Record};
 use crate::{
     events::{Event, Events},
+    file_io::Disk,
     handles::FileId,
     node::Node,
 };
@@ -110,6 +111,7 @@ impl Leases {
     /// The leases in the journal in `dir`.
     pub fn open(
         dir: &Path,
+        disk: Arc<dyn Disk>,
         sync: bool,
         enforced: bool,
         now: Instant,
@@ -119,7 +121,7 @@ impl Leases {
         for record in &records {
             apply(&mut table, record, now);
         }
-        let journal = Journal::start(dir, &snapshot(&table), sequence, sync)?;
+        let journal = Journal::start(dir, &snapshot(&table), sequence, disk, sync)?;
         Ok(Self {
             table: RwLock::new(table),
             journal: Mutex::new(journal),

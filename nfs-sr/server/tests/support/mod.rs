@@ -2,10 +2,11 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub mod ethernet;
+pub mod power;
 
 use std::{
     net::{SocketAddr, TcpListener, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -75,6 +76,7 @@ pub struct TestServer {
     stop: Arc<AtomicBool>,
     mailbox: Arc<Mailbox>,
     thread: Option<JoinHandle<()>>,
+    directory: PathBuf,
 }
 
 impl TestServer {
@@ -100,6 +102,7 @@ impl TestServer {
             stop,
             mailbox,
             thread: Some(thread),
+            directory: directory.into(),
         }
     }
 
@@ -125,6 +128,10 @@ impl Drop for TestServer {
         if let Some(thread) = self.thread.take() {
             thread.join().expect("the server does not panic");
         }
+        // The last call may still be on its way through the pool: the server holds its lock until all is done.
+        let lock =
+            std::fs::File::open(self.directory.join(".nfs-sr/lock")).expect("the server made it");
+        lock.lock().expect("the server lets go of it");
     }
 }
 
