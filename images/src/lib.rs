@@ -8,3 +8,4 @@
 pub mod guest;
 pub mod hypervisor;
 pub mod iso;
+pub mod standalone;

@@ -1,10 +1,15 @@
 //! The guest's root disk: ext4 in a raw image, and the same as a dynamic VHD.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use nfs_sr::sr::store::Directory;
+use nfs_sr::sr::vdi;
+use vhd::Uuid;
 use xshell::{Shell, cmd};
+
+use super::VDI_UUID;
 
 /// Size of the root disk. The file system uses about a quarter of it; holes take no space.
 const DISK_BYTES: u64 = 1 << 30;
@@ -30,12 +35,10 @@ pub fn write_ext4(sh: &Shell, root: &Path, image: &Path) -> Result<()> {
 
 /// Turns the raw image into a dynamic VHD.
 pub fn write_vhd(raw: &Path, vhd: &Path) -> Result<()> {
-    let sh = Shell::new()?;
-    cmd!(
-        sh,
-        "qemu-img convert -f raw -O vpc -o subformat=dynamic,force_size=on {raw} {vhd}"
-    )
-    .quiet()
-    .run()
-    .context("cannot convert the guest's disk to VHD")
+    let folder = vhd.parent().context("a file has a folder")?;
+    let uuid: Uuid = VDI_UUID.parse().expect("the constant is a UUID");
+    vdi::import(&Directory::new(folder), uuid, raw, None)
+        .context("cannot convert the guest's disk to VHD")?;
+    fs::rename(folder.join(vdi::file_name(uuid)), vhd)
+        .with_context(|| format!("cannot create {}", vhd.display()))
 }

@@ -50,7 +50,6 @@ pub mod exit_code {
     pub const EXCEPTION_AC: u64 = 0x51;
     pub const INTR: u64 = 0x60;
     pub const NMI: u64 = 0x61;
-    pub const INIT: u64 = 0x63;
     pub const VINTR: u64 = 0x64;
     pub const RDPMC: u64 = 0x6f;
     pub const CPUID: u64 = 0x72;
@@ -67,7 +66,6 @@ pub mod exit_code {
     pub const SKINIT: u64 = 0x86;
     pub const WBINVD: u64 = 0x89;
     pub const MONITOR: u64 = 0x8a;
-    pub const MWAIT: u64 = 0x8b;
     pub const MWAIT_ARMED: u64 = 0x8c;
     pub const XSETBV: u64 = 0x8d;
     pub const NPF: u64 = 0x400;
