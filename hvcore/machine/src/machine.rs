@@ -184,7 +184,6 @@ pub struct Machine {
     // Runtime glue.
     /// Whether timers are in this host's units.
     pub(crate) synchronised: bool,
-    pub(crate) tsc_offset: u64,
     /// Functions with queues to look at, as bits.
     rung: u64,
     next_request: u64,
@@ -228,7 +227,6 @@ impl Machine {
             pci_address: ConfigAddress::default(),
             functions,
             synchronised: false,
-            tsc_offset: 0,
             rung: 0,
             next_request: 0,
             misbehaviour: None,

@@ -51,7 +51,6 @@ impl Machine {
             }
             if let Activity::Startup(page) = processor.activity {
                 vcpu.load(&processor::startup_state(page, self.cpuid.signature()));
-                vcpu.set_tsc_offset(self.tsc_offset);
             }
             processor.activity = Activity::Running;
             if let Err(error) = processor.prepare_entry(vcpu, &self.memory) {
@@ -68,13 +67,13 @@ impl Machine {
         }
     }
 
-    /// After a start or a restore: one counter for all vCPUs, timers and clock pages in the units of this host.
+    /// After a start or a restore: timers and clock pages in the units of this host. All vCPUs have one counter, so any
+    /// of them can tell the time.
     fn synchronise(&mut self, vcpu: &mut impl Vcpu, clock: &impl Clock) {
         if self.synchronised {
             return;
         }
         self.synchronised = true;
-        self.tsc_offset = vcpu.tsc_offset();
         let now = msr::now(vcpu, clock);
         for processor in &mut self.processors {
             processor.apic.synchronise(&now);
@@ -454,3 +453,7 @@ impl ExitCounts {
         *counter += 1;
     }
 }
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

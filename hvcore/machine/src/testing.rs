@@ -12,7 +12,7 @@ use crate::{
 /// Where tests put instructions.
 pub const CODE: u64 = 0x5000;
 /// RAM of [`machine`].
-pub const RAM: usize = 1 << 20;
+pub const RAM: usize = 1 << 16;
 /// Ticks per second of [`TestClock`]: two a nanosecond.
 pub const TSC_HZ: u64 = 2_000_000_000;
 

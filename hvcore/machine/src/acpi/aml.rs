@@ -27,7 +27,7 @@ fn with_length(body: &[u8]) -> Vec<u8> {
     if bytes == 1 {
         encoded.push(len as u8);
     } else {
-        encoded.push((bytes - 1 << 6) as u8 | (len & 0xf) as u8);
+        encoded.push(((bytes - 1) << 6) as u8 | (len & 0xf) as u8);
         encoded.extend(&(len >> 4).to_le_bytes()[..bytes - 1]);
     }
     encoded.extend(body);
@@ -43,7 +43,7 @@ fn segment(name: &str) -> [u8; 4] {
 
 /// `Scope (\name) { .. }`
 pub fn scope(name: &str, body: &[Vec<u8>]) -> Vec<u8> {
-    let path = [&[b'\\'], &segment(name)[..]].concat();
+    let path = [b"\\", &segment(name)[..]].concat();
     [vec![SCOPE], with_length(&[path, body.concat()].concat())].concat()
 }
 

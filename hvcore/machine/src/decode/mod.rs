@@ -254,3 +254,6 @@ fn is_prefix(byte: u8, long: bool) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -197,3 +197,6 @@ impl StateError {
         Self::Mismatch(what.into())
     }
 }
+
+#[cfg(test)]
+mod tests;

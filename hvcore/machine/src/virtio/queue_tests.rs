@@ -82,7 +82,8 @@ fn copies_follow_the_buffers() {
 fn every_broken_ring_is_refused() {
     use RingError as E;
     type Break = fn(&mut Driver<'_>);
-    let cases: [(&str, Break, fn(&E) -> bool); 9] = [
+    type Expected = fn(&E) -> bool;
+    let cases: [(&str, Break, Expected); 9] = [
         (
             "index ahead",
             |d| d.set_available_index(9),
