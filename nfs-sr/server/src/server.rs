@@ -213,6 +213,11 @@ impl Server {
         }
     }
 
+    /// Syncs done so far, and requests that were answered by them.
+    pub fn sync_counts(&self) -> (u64, u64) {
+        self.durability.counts()
+    }
+
     /// Reports that nothing is written any more.
     pub(crate) fn report_failure(&self, path: &Path, error: &dyn std::fmt::Display) {
         let (path, error) = (path.display().to_string(), error.to_string());

@@ -8,7 +8,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
@@ -77,6 +77,7 @@ pub struct TestServer {
     mailbox: Arc<Mailbox>,
     thread: Option<JoinHandle<()>>,
     directory: PathBuf,
+    server: Weak<Server>,
 }
 
 impl TestServer {
@@ -86,6 +87,7 @@ impl TestServer {
 
     pub fn with(directory: &Path, options: Options) -> Self {
         let server = open(directory, options);
+        let weak = Arc::downgrade(&server);
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("bound");
         let stop = Arc::new(AtomicBool::new(false));
@@ -103,11 +105,17 @@ impl TestServer {
             mailbox,
             thread: Some(thread),
             directory: directory.into(),
+            server: weak,
         }
     }
 
     pub fn client(&self) -> Client<TcpStream> {
         Client::new(connect(self.address))
+    }
+
+    /// Syncs done, and requests answered by them.
+    pub fn sync_counts(&self) -> (u64, u64) {
+        self.server.upgrade().expect("it runs").sync_counts()
     }
 
     pub fn client_as(&self, uid: u32, gid: u32) -> Client<TcpStream> {
