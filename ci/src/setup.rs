@@ -43,6 +43,9 @@ const NEEDS: &[(&str, &str)] = &[
     ("ssh", "openssh-client"),
 ];
 
+/// Packages must not ask for their configuration.
+const NO_QUESTIONS: &str = "DEBIAN_FRONTEND=noninteractive";
+
 /// Makes everything be there, or says what to run.
 pub fn run(sh: &Shell) -> Result<()> {
     rust_target(sh)?;
@@ -79,16 +82,15 @@ fn packages(sh: &Shell) -> Result<()> {
     }
     let by_hand =
         format!("sudo apt-get update && sudo apt-get install --no-install-recommends -y {list}");
-    let Some(prefix) = as_root(sh)? else {
+    let Some(apt_get) = apt_get_as_root(sh)? else {
         bail!("packages are missing; run: {by_hand}");
     };
+    let (program, before) = apt_get.split_first().expect("it names a program");
     eprintln!("== installing packages: {list}");
-    let _quiet = sh.push_env("DEBIAN_FRONTEND", "noninteractive");
-    let missing = &missing;
-    cmd!(sh, "{prefix...} apt-get -qq update").run()?;
+    cmd!(sh, "{program} {before...} -qq update").run()?;
     cmd!(
         sh,
-        "{prefix...} apt-get -qq install --no-install-recommends -y {missing...}"
+        "{program} {before...} -qq install --no-install-recommends -y {missing...}"
     )
     .run()
     .with_context(|| format!("packages cannot be installed; try: {by_hand}"))?;
@@ -98,10 +100,10 @@ fn packages(sh: &Shell) -> Result<()> {
     }
 }
 
-/// What goes before a command to run it as root: nothing, `sudo`, or it cannot be had.
-fn as_root(sh: &Shell) -> Result<Option<Vec<&'static str>>> {
+/// The words that run `apt-get` as root, if that can be had.
+fn apt_get_as_root(sh: &Shell) -> Result<Option<Vec<&'static str>>> {
     if cmd!(sh, "id --user").quiet().read()? == "0" {
-        return Ok(Some(Vec::new()));
+        return Ok(Some(vec!["env", NO_QUESTIONS, "apt-get"]));
     }
     if !is_program("sudo") {
         return Ok(None);
@@ -112,7 +114,8 @@ fn as_root(sh: &Shell) -> Result<Option<Vec<&'static str>>> {
         .run()
         .is_ok();
     // At a terminal, sudo can ask.
-    Ok((without_password || std::io::stdin().is_terminal()).then(|| vec!["sudo"]))
+    Ok((without_password || std::io::stdin().is_terminal())
+        .then(|| vec!["sudo", "env", NO_QUESTIONS, "apt-get"]))
 }
 
 fn is_there(need: &str) -> bool {

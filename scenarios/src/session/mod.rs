@@ -110,21 +110,24 @@ pub enum SessionError {
     Io(#[from] std::io::Error),
 }
 
-/// Runs a command in the guest over a connection of its own and gives what it prints.
+/// Logs in over `stream`, runs one command in the guest, and gives what it prints.
 ///
 /// # Errors
 ///
-/// The guest does not let us in, or the command fails.
+/// No log-in, or the command fails.
 pub fn output(stream: Stream, access: &Access, command: &str) -> Result<Vec<u8>, SessionError> {
+    runtime()?.block_on(async {
+        ssh::Connection::open(stream, access)
+            .await?
+            .output(command)
+            .await
+    })
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()?
-        .block_on(async {
-            ssh::Connection::open(stream, access)
-                .await?
-                .output(command)
-                .await
-        })
+        .build()
 }
 
 /// A running session, on threads of its own.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 /// A cell's address, displayed as `sc` does: `B7`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Address {
     /// From 0, at the top. First, so that addresses sort as `sc` writes them.
     pub row: u8,
@@ -31,17 +31,8 @@ pub enum Cell {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sheet {
     cells: BTreeMap<Address, Cell>,
-    /// Where the cursor is.
-    pub cursor: Cursor,
-}
-
-/// The cursor's address; a sheet begins at `A0`.
-pub type Cursor = Address;
-
-impl Default for Address {
-    fn default() -> Self {
-        Self { row: 0, column: 0 }
-    }
+    /// Where the cursor is; a sheet begins at `A0`.
+    pub cursor: Address,
 }
 
 impl Sheet {
