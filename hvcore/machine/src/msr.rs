@@ -91,9 +91,12 @@ fn is_pat(value: u64) -> bool {
 }
 
 pub(crate) fn now(vcpu: &impl Vcpu, clock: &impl Clock) -> Instant {
+    // The counter first: time that passes between the readings makes a timer late, as any delay
+    // does. The other way round it would fire before the guest's counter reaches its moment.
+    let tsc = vcpu.tsc();
     Instant {
+        tsc,
         now_ns: clock.now_ns(),
-        tsc: vcpu.tsc(),
         tsc_hz: clock.tsc_hz(),
     }
 }
