@@ -423,3 +423,232 @@ impl Sending {
         filled
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use nfs3::{Attributes, FileType, NfsResult, Time, nfs};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SEED: u32 = u32::MAX - 2;
+
+    fn file() -> FileHandle {
+        FileHandle::new(b"file").expect("short")
+    }
+
+    fn client() -> Client<&'static str> {
+        let config = ClientConfig {
+            max_calls: 4,
+            ..ClientConfig::new("h1".into(), SEED)
+        };
+        Client::new(config, 0)
+    }
+
+    /// Sends everything that can be sent; the records.
+    fn sent(client: &mut Client<&'static str>, now_ns: u64) -> Vec<Vec<u8>> {
+        let mut stream = Vec::new();
+        let mut buffer = [0; 100];
+        loop {
+            let count = client.transmit(&mut buffer, now_ns);
+            if count == 0 {
+                break;
+            }
+            stream.extend_from_slice(&buffer[..count]);
+        }
+        let mut assembler = Assembler::new(nfs3::MAX_RECORD);
+        let mut input = &stream[..];
+        let mut records = Vec::new();
+        while let Some(record) = assembler.next(&mut input).expect("a well-formed stream") {
+            records.push(record);
+        }
+        records
+    }
+
+    /// Numbers of the calls but for the probe.
+    fn numbers(records: &[Vec<u8>]) -> Vec<u32> {
+        let calls = records
+            .iter()
+            .map(|record| rpc::Call::parse(record).expect("a call"));
+        calls
+            .filter(|call| call.procedure != 0)
+            .map(|call| call.xid)
+            .collect()
+    }
+
+    fn size_reply(xid: u32, size: u64) -> Vec<u8> {
+        let attributes = Attributes {
+            kind: FileType::Regular,
+            mode: 0,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            size,
+            used: 0,
+            device: nfs3::Device::default(),
+            fsid: 0,
+            fileid: 0,
+            atime: Time::default(),
+            mtime: Time::default(),
+            ctime: Time::default(),
+        };
+        rpc::reply::<nfs::GetAttr>(xid, &Ok(attributes))
+    }
+
+    fn ask(client: &mut Client<&'static str>, tag: &'static str) {
+        client.call(tag, Call::GetSize { file: file() }, None);
+    }
+
+    #[test]
+    fn answers_find_their_calls_in_any_order() {
+        let mut client = client();
+        client.on_connected(0);
+        ask(&mut client, "a");
+        ask(&mut client, "b");
+        let numbers = numbers(&sent(&mut client, 0));
+        client.receive(&size_reply(numbers[1], 2), 0);
+        client.receive(&size_reply(numbers[0], 1), 0);
+        client.receive(&size_reply(numbers[0], 9), 0);
+        assert_eq!(client.next_answer(), Some(("b", Ok(Reply::Size(2)))));
+        assert_eq!(client.next_answer(), Some(("a", Ok(Reply::Size(1)))));
+        assert_eq!(client.next_answer(), None, "a second answer is dropped");
+    }
+
+    #[test]
+    fn the_window_is_kept_and_urgent_calls_pass_it() {
+        let mut client = client();
+        client.on_connected(0);
+        for _ in 0..10 {
+            ask(&mut client, "bulk");
+        }
+        // One of the four is the probe.
+        let first = numbers(&sent(&mut client, 0));
+        assert_eq!(first.len(), 3);
+        client.call(
+            "lease",
+            Call::Renew {
+                object: file(),
+                ttl_ms: 1,
+            },
+            None,
+        );
+        assert_eq!(sent(&mut client, 0).len(), 1, "the renewal");
+        client.receive(&size_reply(first[0], 0), 0);
+        client.receive(&size_reply(first[1], 0), 0);
+        assert_eq!(
+            sent(&mut client, 0).len(),
+            1,
+            "five were under way, now four are"
+        );
+    }
+
+    #[test]
+    fn what_is_unanswered_is_repeated_under_the_same_numbers() {
+        let mut client = client();
+        client.on_connected(0);
+        ask(&mut client, "a");
+        ask(&mut client, "b");
+        let before = numbers(&sent(&mut client, 0));
+        client.receive(&size_reply(before[0], 1), 0);
+        client.on_disconnected(0);
+        assert!(!client.is_up());
+        ask(&mut client, "c");
+        client.on_connected(0);
+        let after = numbers(&sent(&mut client, 0));
+        assert_eq!(after[0], before[1]);
+        assert_eq!(after.len(), 2);
+    }
+
+    #[test]
+    fn a_write_is_one_record_with_its_data() {
+        let mut client = client();
+        client.on_connected(0);
+        let data = vec![7; 1023];
+        let call = Call::Write {
+            file: file(),
+            offset: 5,
+            data: data.clone().into(),
+        };
+        client.call("w", call, None);
+        let records = sent(&mut client, 0);
+        let call = rpc::Call::parse(&records[1]).expect("a call");
+        let mut input = call.arguments;
+        let args: nfs::WriteArgs<'_> = input.get().expect("arguments of WRITE");
+        input.finish().expect("nothing after them");
+        assert_eq!((args.offset, args.count, args.data.0), (5, 1023, &data[..]));
+    }
+
+    #[test]
+    fn a_call_with_a_deadline_ends_and_one_without_does_not() {
+        let mut client = client();
+        client.call("hard", Call::GetSize { file: file() }, None);
+        client.call("soft", Call::GetSize { file: file() }, Some(1000));
+        assert_eq!(client.next_deadline_ns(), Some(1000));
+        client.on_time(999);
+        assert_eq!(client.next_answer(), None);
+        client.on_time(1000);
+        assert_eq!(
+            client.next_answer(),
+            Some(("soft", Err(CallError::TimedOut)))
+        );
+        client.on_time(u64::MAX / 2);
+        assert_eq!(client.next_answer(), None);
+    }
+
+    #[test]
+    fn a_silent_connection_is_given_up() {
+        let mut client = client();
+        client.on_connected(0);
+        ask(&mut client, "a");
+        sent(&mut client, 0);
+        let mut now = 0;
+        while client.wants_connection() {
+            now = client.next_deadline_ns().expect("something is awaited");
+            assert!(now < 60_000_000_000, "it never gives up");
+            client.on_time(now);
+        }
+        client.on_disconnected(now);
+        assert!(!client.wants_connection(), "not at once again");
+        client.on_time(client.next_deadline_ns().expect("it will"));
+        assert!(client.wants_connection());
+    }
+
+    #[test]
+    fn a_server_that_asks_to_try_later_is_asked_later() {
+        let mut client = client();
+        client.on_connected(0);
+        ask(&mut client, "a");
+        let first = numbers(&sent(&mut client, 0))[0];
+        let later: NfsResult<Attributes, ()> = Err(nfs3::Failure {
+            status: nfs3::Status::Jukebox,
+            body: (),
+        });
+        client.receive(&rpc::reply::<nfs::GetAttr>(first, &later), 0);
+        assert!(sent(&mut client, 0).is_empty());
+        client.on_time(TRY_LATER_NS);
+        let second = numbers(&sent(&mut client, TRY_LATER_NS))[0];
+        assert_ne!(
+            first, second,
+            "else a duplicate request cache repeats the answer"
+        );
+        client.receive(&size_reply(second, 3), TRY_LATER_NS);
+        assert_eq!(client.next_answer(), Some(("a", Ok(Reply::Size(3)))));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_arrives_can_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0usize..100) {
+            let mut client = client();
+            client.on_connected(0);
+            ask(&mut client, "a");
+            let number = numbers(&sent(&mut client, 0))[0];
+            let mut reply = size_reply(number, 1);
+            reply.truncate(reply.len() - cut.min(reply.len()));
+            reply.extend_from_slice(&bytes);
+            client.receive(&reply, 0);
+            client.receive(&bytes, 0);
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 use alloc::{
     borrow::ToOwned,
+    boxed::Box,
     format,
     string::{String, ToString},
     vec::Vec,
@@ -122,7 +123,7 @@ pub(crate) enum Step {
     /// Make these calls.
     Calls(Vec<(OpenJob, Call)>),
     /// Done.
-    Opened(Opened),
+    Opened(Box<Opened>),
 }
 
 fn one(call: Call) -> Step {
@@ -475,7 +476,7 @@ impl Opening {
     }
 
     fn finish(&mut self) -> Step {
-        Step::Opened(Opened {
+        Step::Opened(Box::new(Opened {
             path: self.walk.path().to_owned(),
             name: self.walk.name().to_owned(),
             dir: self.dir.expect("known since the walk"),
@@ -484,7 +485,7 @@ impl Opening {
             layers: core::mem::take(&mut self.layers),
             lease: self.lease,
             footer_missing: self.footer_missing,
-        })
+        }))
     }
 
     fn bad(&self, reason: &str) -> StorageError {

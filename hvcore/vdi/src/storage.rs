@@ -444,7 +444,7 @@ impl Storage {
             Ok(opening::Step::Opened(opened)) => {
                 self.next_disk += 1;
                 let id = DiskId(self.next_disk);
-                let disk = Disk::new(id, opened, &self.config);
+                let disk = Disk::new(id, *opened, &self.config);
                 let info = disk.info();
                 self.disks.insert(id, disk);
                 self.with_disk(id, now_ns, Disk::advance);

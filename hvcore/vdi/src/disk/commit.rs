@@ -70,7 +70,10 @@ impl Disk {
         match self.commit.stage {
             Stage::Idle => self.begin_commit(cx),
             Stage::Tables { round } => {
-                if let Some(why) = self.tables.failure() {
+                // A round that failed is not over before all of its writes are answered.
+                if self.tables.is_idle()
+                    && let Some(why) = self.tables.failure()
+                {
                     let why = why.clone();
                     self.end_commit(Err(why), cx);
                 } else if self.tables.has_ended(round) {

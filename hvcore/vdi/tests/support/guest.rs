@@ -50,7 +50,7 @@ pub struct Guest {
     pub errors: u64,
 }
 
-/// Content of a sector written by a stamp. 0 is "as it was": the base content, or zeros.
+/// Content of a sector written by a stamp; that of 0 is zeros.
 pub fn pattern(stamp: Stamp, sector: usize) -> [u8; SECTOR] {
     let mut bytes = [0; SECTOR];
     if stamp != 0 {
@@ -63,14 +63,15 @@ pub fn pattern(stamp: Stamp, sector: usize) -> [u8; SECTOR] {
 }
 
 impl Guest {
-    pub fn new(sectors: usize) -> Self {
-        let initial = SectorState {
-            current: BTreeSet::from([0]),
-            survivors: BTreeSet::from([0]),
+    /// A guest whose disk's sectors hold these.
+    pub fn new(initial: Vec<Stamp>) -> Self {
+        let sectors = initial.into_iter().map(|stamp| SectorState {
+            current: BTreeSet::from([stamp]),
+            survivors: BTreeSet::from([stamp]),
             in_flight: BTreeSet::new(),
-        };
+        });
         Self {
-            sectors: vec![initial; sectors],
+            sectors: sectors.collect(),
             active: BTreeMap::new(),
             next_id: 1,
             next_stamp: 1 << 32,
@@ -79,12 +80,6 @@ impl Guest {
             writes: 0,
             errors: 0,
         }
-    }
-
-    /// Sector `n` was written with `pattern(n + 1, n)` before all this.
-    pub fn has_base(&mut self, n: usize) {
-        self.sectors[n].current = BTreeSet::from([n as u64 + 1]);
-        self.sectors[n].survivors = BTreeSet::from([n as u64 + 1]);
     }
 
     pub fn in_flight(&self) -> usize {
@@ -206,11 +201,12 @@ impl Guest {
                 Ok(_),
             ) => {
                 self.writes += 1;
-                for n in 0..count {
-                    let sector = &mut self.sectors[first + n];
+                for (sector, keep) in self.sectors[first..first + count]
+                    .iter_mut()
+                    .zip(concurrent)
+                {
                     sector.in_flight.remove(&stamp);
                     // Older content is gone, unless its write was under way at the same time.
-                    let keep = &concurrent[n];
                     sector.current.retain(|value| keep.contains(value));
                     sector.current.insert(stamp);
                 }

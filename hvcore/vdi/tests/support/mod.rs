@@ -1,6 +1,3 @@
-//! What the tests of this crate share: a model of the server, of a host with a network, and of a guest.
+//! What the tests of this crate share: a guest that knows what it must read, and the two worlds that it can live in.
 
 pub mod guest;
-pub mod host;
-pub mod image;
-pub mod server;

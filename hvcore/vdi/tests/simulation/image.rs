@@ -2,7 +2,7 @@
 
 use vhd::{Bat, Bitmap, Disk, DiskKind, Footer, Header, SECTOR, Uuid};
 
-use super::guest::{Guest, pattern};
+use crate::support::guest::{Stamp, pattern};
 
 pub const BLOCK: u32 = 16 << 10;
 pub const SIZE: u64 = 512 << 10;
@@ -15,9 +15,10 @@ pub enum Kind {
     Differencing,
 }
 
-/// Files of a disk: the leaf first. `guest` learns what is in them.
-pub fn files(kind: Kind, guest: &mut Guest) -> Vec<(&'static str, Vec<u8>)> {
-    match kind {
+/// Files of a disk, the leaf first, and what its sectors hold.
+pub fn files(kind: Kind) -> (Vec<(&'static str, Vec<u8>)>, Vec<Stamp>) {
+    let mut stamps = vec![0; SECTORS];
+    let files = match kind {
         Kind::Fixed => {
             let footer = Footer::new(DiskKind::Fixed, SIZE, Uuid([1; 16]), 0);
             let mut content = vec![0; SIZE as usize];
@@ -26,18 +27,19 @@ pub fn files(kind: Kind, guest: &mut Guest) -> Vec<(&'static str, Vec<u8>)> {
         }
         Kind::Dynamic => vec![("disk.vhd", sparse(DiskKind::Dynamic, [1; 16], None, None))],
         Kind::Differencing => {
-            let parent = sparse(DiskKind::Dynamic, [2; 16], None, Some(guest));
+            let parent = sparse(DiskKind::Dynamic, [2; 16], None, Some(&mut stamps));
             let leaf = sparse(DiskKind::Differencing, [1; 16], Some("base.vhd"), None);
             vec![("disk.vhd", leaf), ("base.vhd", parent)]
         }
-    }
+    };
+    (files, stamps)
 }
 
 fn sparse(
     kind: DiskKind,
     uuid: [u8; 16],
     parent: Option<&str>,
-    base: Option<&mut Guest>,
+    stamps: Option<&mut Vec<Stamp>>,
 ) -> Vec<u8> {
     let mut footer = Footer::new(kind, SIZE, Uuid(uuid), 0);
     footer.header_offset = Some(SECTOR);
@@ -54,14 +56,14 @@ fn sparse(
     let mut disk =
         Disk::sparse(footer.clone(), header.clone(), Bat::empty(entries)).expect("an empty disk");
     let mut blocks = Vec::new();
-    if let Some(guest) = base {
+    if let Some(stamps) = stamps {
         for block in (0..entries).step_by(3) {
             let allocation = disk.allocate(block);
             let mut data = Vec::new();
             for n in 0..(BLOCK as usize / 512) {
                 let sector = block as usize * (BLOCK as usize / 512) + n;
-                data.extend_from_slice(&pattern(sector as u64 + 1, sector));
-                guest.has_base(sector);
+                stamps[sector] = sector as Stamp + 1;
+                data.extend_from_slice(&pattern(stamps[sector], sector));
             }
             blocks.push((allocation, data));
         }
@@ -82,4 +84,18 @@ fn sparse(
     }
     content.extend_from_slice(&footer.encode());
     content
+}
+
+/// Makes the checksums of footers and header right again, so that damage gets past them.
+pub fn seal(content: &mut [u8]) {
+    let mut sum_up = |from: usize, len: usize, checksum_at: usize| {
+        let Some(bytes) = content.get_mut(from..from + len) else {
+            return;
+        };
+        bytes[checksum_at..checksum_at + 4].fill(0);
+        let sum: u32 = bytes.iter().map(|byte| u32::from(*byte)).sum();
+        bytes[checksum_at..checksum_at + 4].copy_from_slice(&(!sum).to_be_bytes());
+    };
+    sum_up(0, 512, 64);
+    sum_up(512, 1024, 36);
 }

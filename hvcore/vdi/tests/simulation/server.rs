@@ -15,6 +15,7 @@ use nfs3::{
 };
 
 const SECTOR: usize = 512;
+const MAX_FILE: u64 = 16 << 20;
 const ROOT: &[u8] = b"root";
 const DIR: &[u8] = b"dir";
 
@@ -237,12 +238,14 @@ impl Server {
             }
             (nfs::PROGRAM, nfs::SetAttr::NUMBER) => {
                 let set = args::<nfs::SetAttr>(call);
-                let result = self.reach(&set.object, true).map(|(_, file)| {
-                    if let Some(size) = set.attributes.size {
-                        file.live.resize(size as usize, 0);
-                        file.sync();
+                let result = self.reach(&set.object, true).and_then(|(_, file)| {
+                    let size = set.attributes.size.expect("nothing else is set");
+                    if size > MAX_FILE {
+                        return Err(Status::FBig);
                     }
-                    wcc
+                    file.live.resize(size as usize, 0);
+                    file.sync();
+                    Ok(wcc)
                 });
                 rpc::reply::<nfs::SetAttr>(
                     xid,
@@ -272,14 +275,17 @@ impl Server {
                 assert_eq!(write.data.0.len(), write.count as usize);
                 assert!(write.count <= self.io_size);
                 let verifier = self.verifier();
-                let result = self.reach(&write.file, true).map(|(_, file)| {
+                let result = self.reach(&write.file, true).and_then(|(_, file)| {
+                    if write.offset > MAX_FILE {
+                        return Err(Status::FBig);
+                    }
                     file.write(write.offset as usize, write.data.0);
-                    nfs::WriteOk {
+                    Ok(nfs::WriteOk {
                         wcc,
                         count: write.count,
                         committed: Stability::Unstable,
                         verifier,
-                    }
+                    })
                 });
                 if result.is_ok() {
                     *self.writes_by.entry(machine.into()).or_default() += 1;

@@ -6,15 +6,15 @@ use fastrand::Rng;
 use nfs3::record::Assembler;
 use vdi::{Completion, Storage, StorageConfig};
 
-use super::server::Server;
+use crate::server::Server;
 
-/// What the network does to a host.
-#[derive(Clone, Copy, Debug)]
+/// What the network does to a host, besides delaying and reordering.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Weather {
     /// One step in so many breaks the connection; 0 is never.
     pub break_every: u32,
-    /// Requests are executed in random order.
-    pub reorder: bool,
+    /// One answer in so many is damaged; 0 is never.
+    pub corrupt_every: u32,
 }
 
 pub struct Host {
@@ -38,10 +38,7 @@ impl Host {
         let config = StorageConfig::new(name.into(), "/export".into(), rng.u32(..));
         Self {
             storage: Storage::new(config, now_ns),
-            weather: Weather {
-                break_every: 0,
-                reorder: true,
-            },
+            weather: Weather::default(),
             connected: false,
             to_server: Vec::new(),
             assembler: Assembler::new(nfs3::MAX_RECORD),
@@ -129,11 +126,7 @@ impl Host {
             if self.requests.is_empty() {
                 return;
             }
-            let which = if self.weather.reorder {
-                rng.usize(..self.requests.len())
-            } else {
-                0
-            };
+            let which = rng.usize(..self.requests.len());
             let request = self.requests.remove(which);
             self.answers.push_back(server.execute(&request));
         }
@@ -144,6 +137,14 @@ impl Host {
             let Some(mut answer) = self.answers.pop_front() else {
                 return;
             };
+            if self.weather.corrupt_every > 0 && rng.u32(..self.weather.corrupt_every) == 0 {
+                // Beyond the mark and the number, lest every damage look like a lost connection.
+                for _ in 0..rng.usize(1..4) {
+                    let from = if rng.u8(..8) == 0 { 0 } else { 8 };
+                    let at = rng.usize(from..answer.len());
+                    answer[at] = rng.choice([0, 1, 5, 70, 0xff]).expect("five values");
+                }
+            }
             // Cut anywhere.
             let cut = rng.usize(..=answer.len());
             let rest = answer.split_off(cut);
