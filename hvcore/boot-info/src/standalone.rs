@@ -1,7 +1,7 @@
 //! The command line of a host that stands alone: no pool, no network, guests from boot modules.
 //!
 //! ```text
-//! guest [memory=MiB] [vcpus=N] [audit=both|hardware|software] [-- words of the guest's own command line] [guest ...]
+//! guest [memory=MiB] [vcpus=N] [audit=both|hardware|software] [moves=MS] [-- words of the guest's own command line] [guest ...]
 //! ```
 //!
 //! All guests boot the same kernel. An empty command line is one guest with the default values.
@@ -39,6 +39,8 @@ pub struct Guest {
     pub vcpus: usize,
     /// Whether and how its dirty log is audited.
     pub audit: Option<Audit>,
+    /// How long it stays in one VM before it is moved to another on the same host.
+    pub move_every_ns: Option<u64>,
     /// Its kernel's command line.
     pub command_line: String,
 }
@@ -48,7 +50,7 @@ pub struct Guest {
 pub enum GuestError {
     /// A word that means nothing here.
     #[error(
-        "`{0}` does not describe a guest; expected `guest`, `memory=MiB`, `vcpus=N`, `audit=both|hardware|software`, or `--` before the guest's own words"
+        "`{0}` does not describe a guest; expected `guest`, `memory=MiB`, `vcpus=N`, `audit=both|hardware|software`, `moves=MS`, or `--` before the guest's own words"
     )]
     UnknownWord(String),
     /// A number that does not parse or is out of range.
@@ -72,6 +74,7 @@ pub fn parse(text: &str) -> Result<Vec<Guest>, GuestError> {
         memory: MEMORY_DEFAULT << 20,
         vcpus: 1,
         audit: None,
+        move_every_ns: None,
         command_line: String::new(),
     };
     let mut guests: Vec<Guest> = Vec::new();
@@ -96,6 +99,8 @@ pub fn parse(text: &str) -> Result<Vec<Guest>, GuestError> {
         } else if let Some(value) = word.strip_prefix("vcpus=") {
             let (least, most) = (*VCPU_RANGE.start() as u64, *VCPU_RANGE.end() as u64);
             guest.vcpus = number(word, value, least, most)? as usize;
+        } else if let Some(value) = word.strip_prefix("moves=") {
+            guest.move_every_ns = Some(number(word, value, 1, 60_000)? * 1_000_000);
         } else {
             guest.audit = Some(match word {
                 "audit=both" => Audit::Both,
@@ -159,9 +164,10 @@ mod tests {
 
     #[test]
     fn words_after_the_dashes_are_the_guests_own() {
-        let guests =
-            parse("guest memory=64 vcpus=2 -- console=ttyS0 quiet guest audit=hardware -- a=b")
-                .unwrap();
+        let guests = parse(
+            "guest memory=64 vcpus=2 moves=20 -- console=ttyS0 quiet guest audit=hardware -- a=b",
+        )
+        .unwrap();
         assert_eq!(
             guests,
             [
@@ -169,12 +175,14 @@ mod tests {
                     memory: 64 << 20,
                     vcpus: 2,
                     audit: None,
+                    move_every_ns: Some(20_000_000),
                     command_line: "console=ttyS0 quiet".into()
                 },
                 Guest {
                     memory: 256 << 20,
                     vcpus: 1,
                     audit: Some(Audit::HardwareOnly),
+                    move_every_ns: None,
                     command_line: "a=b".into()
                 }
             ]
@@ -188,7 +196,7 @@ mod tests {
             parse("quiet").unwrap_err(),
             GuestError::UnknownWord("quiet".into())
         );
-        for word in ["vcpus=0", "vcpus=17", "memory=3", "memory=x"] {
+        for word in ["vcpus=0", "moves=0", "vcpus=17", "memory=3", "memory=x"] {
             let GuestError::BadNumber { word: named, .. } =
                 parse(&alloc::format!("guest {word}")).unwrap_err()
             else {

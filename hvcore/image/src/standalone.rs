@@ -5,6 +5,7 @@
 //! what is typed goes to the first guest. When the last guest has ended, so does the host.
 
 mod audit;
+mod relocation;
 
 use alloc::{
     format,
@@ -17,6 +18,7 @@ use audit::DirtyAudit;
 use boot_info::standalone::{Guest, split_kernel};
 use host::platform::VmHardware;
 use machine::{Clock, Machine, MachineConfig, Outcome, vcpu::Vcpu};
+use relocation::relocate;
 
 use crate::{
     interrupts, println, random, serial,
@@ -54,6 +56,9 @@ struct Running {
     hardware: SvmVm,
     machine: Machine,
     audit: Option<DirtyAudit>,
+    moves: u32,
+    /// When it moves to another VM, if it does.
+    next_move_ns: Option<u64>,
     /// The part of a console line that is not yet complete.
     line: Vec<u8>,
     next_vcpu: usize,
@@ -75,14 +80,9 @@ struct Boot<'a> {
     initrd: Option<&'a [u8]>,
 }
 
-fn start(
-    cpu: &Rc<PhysicalCpu>,
-    number: usize,
-    guest: Guest,
-    restarts: u32,
-    boot: Boot<'_>,
-) -> Result<Running, String> {
-    let (mut hardware, memory) = SvmVm::build(cpu, guest.memory, guest.vcpus).map_err(|no| {
+/// A VM for a guest, with nothing in it yet.
+fn build(cpu: &Rc<PhysicalCpu>, guest: &Guest) -> Result<(SvmVm, Machine), String> {
+    let (hardware, memory) = SvmVm::build(cpu, guest.memory, guest.vcpus).map_err(|no| {
         format!(
             "it needs {} bytes of memory, and {} are free",
             no.needed, no.free
@@ -93,7 +93,17 @@ fn start(
         disks: Vec::new(),
         nics: Vec::new(),
     };
-    let mut machine = Machine::new(&config, memory, cpuid);
+    Ok((hardware, Machine::new(&config, memory, cpuid)))
+}
+
+fn start(
+    cpu: &Rc<PhysicalCpu>,
+    number: usize,
+    guest: Guest,
+    restarts: u32,
+    boot: Boot<'_>,
+) -> Result<Running, String> {
+    let (mut hardware, mut machine) = build(cpu, &guest)?;
     let state = machine
         .load_linux(boot.kernel, boot.initrd, &guest.command_line)
         .map_err(|error| error.to_string())?;
@@ -107,13 +117,15 @@ fn start(
         .map(|kind| DirtyAudit::new(kind, machine.memory(), &mut hardware));
     Ok(Running {
         number,
-        guest,
         hardware,
         machine,
         audit,
+        moves: 0,
+        next_move_ns: guest.move_every_ns.map(|every| time::now_ns() + every),
         line: Vec::new(),
         next_vcpu: 0,
         restarts,
+        guest,
     })
 }
 
@@ -168,11 +180,14 @@ pub fn run(cpu: &Rc<PhysicalCpu>, guests: Vec<Guest>, modules: &[&[u8]]) {
         let now = time::now_ns();
         let deadlines = running.iter().filter_map(Running::deadline);
         let deadline = deadlines.filter(|at| *at > now).min();
-        let audited = running[index].audit.is_some();
-        let slice = (competitors > 1 || audited).then_some(now + SLICE_NS);
+        let watched = running[index].audit.is_some() || running[index].next_move_ns.is_some();
+        let slice = (competitors > 1 || watched).then_some(now + SLICE_NS);
         time::interrupt_at(deadline.into_iter().chain(slice).min().unwrap_or(u64::MAX));
         let outcome = running[index].turn();
         running[index].print_console(alone);
+        if let Err(why) = running[index].move_if_due(cpu) {
+            println!("elab: guest {} does not move: {why}", running[index].number);
+        }
         let after = running[index].after(outcome);
         if after == After::GoOn {
             continue;
@@ -181,6 +196,12 @@ pub fn run(cpu: &Rc<PhysicalCpu>, guests: Vec<Guest>, modules: &[&[u8]]) {
         ended.flush_console(alone);
         if let Some(audit) = &ended.audit {
             audit.report(ended.number);
+        }
+        if ended.moves > 0 {
+            println!(
+                "elab: guest {} was moved {} times",
+                ended.number, ended.moves
+            );
         }
         let Running {
             number,
@@ -234,6 +255,23 @@ impl Running {
             _ => (index + 1) % self.guest.vcpus,
         };
         outcome
+    }
+
+    /// Moves the guest to a new VM, if it is time.
+    fn move_if_due(&mut self, cpu: &Rc<PhysicalCpu>) -> Result<(), String> {
+        let (Some(every), Some(at)) = (self.guest.move_every_ns, self.next_move_ns) else {
+            return Ok(());
+        };
+        if time::now_ns() < at {
+            return Ok(());
+        }
+        // After a failure there is no second try.
+        self.next_move_ns = None;
+        let old = (&mut self.hardware, &self.machine);
+        (self.hardware, self.machine) = relocate(cpu, &self.guest, old)?;
+        self.moves += 1;
+        self.next_move_ns = Some(time::now_ns() + every);
+        Ok(())
     }
 
     /// What an outcome means for the guest's life.

@@ -1,0 +1,61 @@
+//! Moving a guest to a new VM of the same host, as often as wished: everything that a migration carries is
+//! saved and restored, and nothing of the old VM is left, but there is no network in between.
+
+use alloc::{
+    format,
+    rc::Rc,
+    string::{String, ToString},
+};
+
+use boot_info::standalone::Guest;
+use guest_memory::{GuestMemory, PAGE_SIZE};
+use host::platform::VmHardware;
+use machine::{
+    Machine,
+    vcpu::{Vcpu, VcpuState},
+};
+
+use super::build;
+use crate::svm::{PhysicalCpu, SvmVm};
+
+/// Builds a second VM and puts the guest's whole state into it. The old one is not changed.
+pub fn relocate(
+    cpu: &Rc<PhysicalCpu>,
+    guest: &Guest,
+    from: (&mut SvmVm, &Machine),
+) -> Result<(SvmVm, Machine), String> {
+    let (old_hardware, old_machine) = from;
+    let (mut hardware, mut machine) = build(cpu, guest)?;
+    copy(old_machine.memory(), machine.memory());
+    machine
+        .restore(&old_machine.save())
+        .map_err(|error| error.to_string())?;
+    for index in 0..guest.vcpus {
+        let old = old_hardware.vcpu(index);
+        let (state, offset) = (old.save(), old.tsc_offset());
+        let new = hardware.vcpu(index);
+        new.load(&state);
+        new.set_tsc_offset(offset);
+        // The counter goes on meanwhile; all else must be as it was.
+        let again = VcpuState {
+            tsc: state.tsc,
+            ..new.save()
+        };
+        if again != state {
+            return Err(format!(
+                "vCPU {index} was saved as {state:x?} and is {again:x?}"
+            ));
+        }
+    }
+    Ok((hardware, machine))
+}
+
+fn copy(from: &GuestMemory, to: &GuestMemory) {
+    let mut page = [0; PAGE_SIZE];
+    for index in 0..from.pages() {
+        from.read_page(index, &mut page);
+        if page != [0; PAGE_SIZE] {
+            to.load_page(index, &page);
+        }
+    }
+}
