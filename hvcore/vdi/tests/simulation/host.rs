@@ -87,7 +87,7 @@ impl Host {
         }
         if !self.late.is_empty() && rng.u8(..50) == 0 {
             let request = self.late.swap_remove(rng.usize(..self.late.len()));
-            server.execute(&request);
+            server.execute(&request, rng);
         }
         if !self.connected {
             if self.storage.wants_connection() && rng.u8(..4) == 0 {
@@ -128,7 +128,7 @@ impl Host {
             }
             let which = rng.usize(..self.requests.len());
             let request = self.requests.remove(which);
-            self.answers.push_back(server.execute(&request));
+            self.answers.push_back(server.execute(&request, rng));
         }
     }
 

@@ -148,6 +148,20 @@ impl World {
     }
 }
 
+/// The server's disk fails now and then; what succeeded counts.
+fn failures(seed: u64, kind: Kind) -> Result<(), String> {
+    let mut world = World::new(seed, kind, Lies::default());
+    let mut host = world.host("h1");
+    let disk = world.open(&mut host, Access::ReadWrite)?;
+    world.server.fail_every = 20;
+    world.crash_every = 2000;
+    world.run_guest(&mut host, disk, 150)?;
+    world.server.fail_every = 0;
+    let content = world.read_all(&mut host, disk)?;
+    world.guest.check_current(&content)?;
+    world.check_after_crash(host)
+}
+
 /// A guest works through broken connections and crashes of the server; then everything dies.
 fn storm(seed: u64, kind: Kind, lies: Lies) -> Result<(), String> {
     let mut world = World::new(seed, kind, lies);
@@ -365,6 +379,13 @@ fn a_moving_guest_keeps_its_data_and_only_one_host_writes() {
     each_seed("moving, differencing", |seed| {
         moves(seed, Kind::Differencing, Lies::default())
     });
+}
+
+#[test]
+fn what_succeeds_on_a_failing_disk_survives() {
+    for kind in [Kind::Dynamic, Kind::Differencing, Kind::Fixed] {
+        each_seed(&format!("failures, {kind:?}"), |seed| failures(seed, kind));
+    }
 }
 
 #[test]

@@ -94,6 +94,8 @@ pub struct Server {
     pub writes_by: BTreeMap<String, u64>,
     /// Calls executed, by procedure.
     pub calls: BTreeMap<&'static str, u64>,
+    /// One WRITE or COMMIT in so many fails, as on a full or broken disk; 0 is never.
+    pub fail_every: u32,
     /// Bytes of one READ or WRITE.
     pub io_size: u32,
 }
@@ -116,6 +118,7 @@ impl Server {
             replayed: BTreeMap::new(),
             writes_by: BTreeMap::new(),
             calls: BTreeMap::new(),
+            fail_every: 0,
             io_size: 8192,
         }
     }
@@ -145,7 +148,7 @@ impl Server {
     }
 
     /// Executes a call; returns the record of its reply.
-    pub fn execute(&mut self, record: &[u8]) -> Vec<u8> {
+    pub fn execute(&mut self, record: &[u8], rng: &mut Rng) -> Vec<u8> {
         let call = rpc::Call::parse(record).expect("a call");
         let rpc::Credentials::Unix(user) = &call.credentials else {
             panic!("AUTH_SYS")
@@ -155,7 +158,8 @@ impl Server {
         if let Some(reply) = self.replayed.get(&key) {
             return reply.clone();
         }
-        let reply = self.run(&machine, &call);
+        let fails = self.fail_every > 0 && rng.u32(..self.fail_every) == 0;
+        let reply = self.run(&machine, &call, fails);
         // Reads and writes are not in a duplicate request cache: it would have to be as large as they are.
         if call.program == lease::PROGRAM && call.procedure != lease::Renew::NUMBER {
             self.replayed.insert(key, reply.clone());
@@ -163,7 +167,7 @@ impl Server {
         reply
     }
 
-    fn run(&mut self, machine: &str, call: &rpc::Call<'_>) -> Vec<u8> {
+    fn run(&mut self, machine: &str, call: &rpc::Call<'_>, fails: bool) -> Vec<u8> {
         fn args<'a, P: Procedure>(call: &rpc::Call<'a>) -> P::Args<'a> {
             let mut input = call.arguments.clone();
             let args = input.get().expect("well-formed arguments");
@@ -279,6 +283,9 @@ impl Server {
                     if write.offset > MAX_FILE {
                         return Err(Status::FBig);
                     }
+                    if fails {
+                        return Err(Status::NoSpc);
+                    }
                     file.write(write.offset as usize, write.data.0);
                     Ok(nfs::WriteOk {
                         wcc,
@@ -297,6 +304,15 @@ impl Server {
             }
             (nfs::PROGRAM, nfs::Commit::NUMBER) => {
                 let commit = args::<nfs::Commit>(call);
+                if fails {
+                    // What could not be written is gone: a later COMMIT must not pretend that it is there.
+                    self.instance += 1;
+                    let failure = Failure {
+                        status: Status::Io,
+                        body: wcc,
+                    };
+                    return rpc::reply::<nfs::Commit>(xid, &Err(failure));
+                }
                 let (verifier, lies) = (self.verifier(), self.lies);
                 let result = self.reach(&commit.file, true).map(|(_, file)| {
                     if !lies.commit_does_nothing {
