@@ -70,7 +70,7 @@ pub struct Cli {
 #[derive(Clone, Debug, clap::Args)]
 pub struct Which {
     /// Name of the lab
-    #[arg(long, default_value = "lab", value_name = "NAME")]
+    #[arg(long, global = true, default_value = "lab", value_name = "NAME")]
     pub name: String,
 }
 
