@@ -1,10 +1,11 @@
 //! The demo: a session on a guest that moves, and the report of what its user noticed.
 
 use std::process::ExitCode;
+use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use lab_protocol::{Command, ProbeKind};
+use lab_protocol::{Command, Event, ProbeKind};
 use scenarios::measure::read_log;
 use scenarios::report::{Limits, Report, Run, summary};
 use scenarios::session::{self, Access, HUMAN_US, MAX_ROWS, SessionConfig, Stream, Typist};
@@ -95,7 +96,8 @@ fn act(lab: &Lab, artifacts: &Artifacts, arguments: &DemoArguments, progress: &d
     if arguments.dirty > 0 {
         start_dirtying(lab, artifacts, arguments.dirty)?;
     }
-    let typist = start_typist(lab, artifacts, seed)?;
+    let (typist, opened) = start_typist(lab, artifacts, seed)?;
+    wait_for_session(lab, &typist, &opened)?;
     let probes = start_probes(lab.prober())?;
     progress("the session is open: typing, and probing 1000 times a second");
     wait(lab, rhythm.quiet)?;
@@ -151,7 +153,8 @@ fn connect(lab: &Lab) -> Result<Stream> {
     Ok(Stream::Unix(stream))
 }
 
-fn start_typist(lab: &Lab, artifacts: &Artifacts, seed: u64) -> Result<Typist> {
+/// Someone begins to log in; the receiver hears when the first key is about to be typed.
+fn start_typist(lab: &Lab, artifacts: &Artifacts, seed: u64) -> Result<(Typist, Receiver<()>)> {
     let config = SessionConfig {
         vm: GUEST.into(),
         access: access(artifacts)?,
@@ -163,9 +166,23 @@ fn start_typist(lab: &Lab, artifacts: &Artifacts, seed: u64) -> Result<Typist> {
         patience: SESSION_PATIENCE,
     };
     let (journal, clock) = (lab.journal().clone(), lab.clock());
-    Ok(Typist::start(connect(lab)?, config, move |event| {
+    let (open, opened) = mpsc::channel();
+    let typist = Typist::start(connect(lab)?, config, move |event| {
+        if matches!(event, Event::SessionOpen { .. }) {
+            // Nobody waits any more when the demo was interrupted.
+            let _ = open.send(());
+        }
         journal.record(clock.now_ns(), "session", event);
-    })?)
+    })?;
+    Ok((typist, opened))
+}
+
+/// Returns when typing begins; a session that ends instead is reported when it is finished.
+fn wait_for_session(lab: &Lab, typist: &Typist, opened: &Receiver<()>) -> Result<()> {
+    while opened.try_recv().is_err() && !typist.has_ended() {
+        wait(lab, Duration::from_millis(20))?;
+    }
+    Ok(())
 }
 
 fn access(artifacts: &Artifacts) -> Result<Access> {

@@ -17,7 +17,7 @@ use crate::entropy;
 
 /// The host answers the two messages of the proof at once.
 const PROOF_DEADLINE: Duration = Duration::from_secs(5);
-/// Exchanges right after the proof, for a first good mapping of the clock.
+/// Exchanges right after the proof, for a first good mapping of the clock. Events wait for it.
 const FIRST_PINGS: u64 = 16;
 /// Time between later exchanges.
 const PING_EVERY_NS: u64 = 500_000_000;
@@ -92,6 +92,8 @@ pub struct Listener {
     next_ping: u64,
     last_ping_ns: u64,
     last_heard_ns: u64,
+    /// Events that came before the clock was mapped.
+    early: Vec<(u64, HostEvent)>,
 }
 
 impl Connection {
@@ -150,6 +152,7 @@ impl Connection {
             next_ping: 0,
             last_ping_ns: 0,
             last_heard_ns: now_ns,
+            early: Vec::new(),
         };
         Ok((Self { shared }, listener))
     }
@@ -294,6 +297,10 @@ impl Listener {
                 }
                 if self.next_ping < FIRST_PINGS {
                     self.ping()?;
+                } else {
+                    for (host_ns, event) in std::mem::take(&mut self.early) {
+                        self.event(host_ns, event, heard);
+                    }
                 }
             }
             Notice::Done { number, result } => {
@@ -302,18 +309,23 @@ impl Listener {
                     let _ = answer.send(result);
                 }
             }
-            Notice::Event { host_ns, event } => {
-                let mapped = self.map.map(host_ns, now_ns);
-                heard(Heard::Event {
-                    t_ns: mapped.t_ns,
-                    error_ns: mapped.error_ns,
-                    event,
-                });
+            Notice::Event { host_ns, event } if self.next_ping < FIRST_PINGS => {
+                self.early.push((host_ns, event));
             }
+            Notice::Event { host_ns, event } => self.event(host_ns, event, heard),
             Notice::Console { vm, bytes } => heard(Heard::Console { vm, bytes }),
             Notice::Welcome { .. } => return Err(refused("the host greeted twice")),
         }
         Ok(())
+    }
+
+    fn event(&self, host_ns: u64, event: HostEvent, heard: &mut impl FnMut(Heard)) {
+        let mapped = self.map.map(host_ns, self.shared.clock.now_ns());
+        heard(Heard::Event {
+            t_ns: mapped.t_ns,
+            error_ns: mapped.error_ns,
+            event,
+        });
     }
 }
 

@@ -184,10 +184,6 @@ impl Inner {
         if current.is_none() {
             return Ok(());
         }
-        self.record(Event::HostBooted {
-            host: spec.name.clone(),
-            version: String::new(),
-        });
         let error = listener.run(|heard| self.hear(&spec.name, heard));
         self.update(|state| {
             if let Some(host) = state.hosts.get_mut(&spec.name)
