@@ -136,8 +136,8 @@ pub enum Reply {
     Size(u64),
     /// Of READ.
     Data {
-        /// The bytes; at most as many as were asked for.
-        bytes: Vec<u8>,
+        /// The bytes, in the record they came in; at most as many as were asked for.
+        bytes: Payload,
         /// The end of the file was reached.
         eof: bool,
     },
@@ -308,7 +308,8 @@ impl Call {
     }
 
     /// Reads the reply to this call.
-    pub(crate) fn decode(&self, reply: rpc::Reply<'_>) -> Result<Reply, CallError> {
+    pub(crate) fn decode(&self, record: Vec<u8>) -> Result<Reply, CallError> {
+        let reply = rpc::Reply::parse(&record)?;
         match self {
             Self::Null => Ok(reply.results::<nfs::Null>().map(|()| Reply::Done)?),
             Self::Mount { .. } => match reply.results::<mount::Mount>()?.0 {
@@ -336,18 +337,15 @@ impl Call {
             }
             Self::Read { count, .. } => {
                 let read = reply.results::<nfs::Read>()?.map_err(status)?;
-                let bytes = read.data.0;
-                if read.count as usize != bytes.len() || bytes.len() > *count as usize {
+                let (len, eof) = (read.data.0.len(), read.eof);
+                let no_progress = len == 0 && !eof && *count > 0;
+                if read.count as usize != len || len > *count as usize || no_progress {
                     return Err(out_of_range("count of READ", read.count));
                 }
-                // No progress would mean asking for ever.
-                if bytes.is_empty() && !read.eof && *count > 0 {
-                    return Err(out_of_range("count of READ", read.count));
-                }
-                Ok(Reply::Data {
-                    bytes: bytes.to_vec(),
-                    eof: read.eof,
-                })
+                // The data is the last of the results, followed only by its padding.
+                let end = record.len() - padding(len);
+                let bytes = Payload::from(record).slice(end - len..end);
+                Ok(Reply::Data { bytes, eof })
             }
             Self::Write { data, .. } => {
                 let written = reply.results::<nfs::Write>()?.map_err(status)?;

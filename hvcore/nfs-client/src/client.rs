@@ -298,26 +298,26 @@ impl<T> Client<T> {
     pub fn receive(&mut self, mut bytes: &[u8], now_ns: u64) {
         while self.connection.is_up() {
             match self.assembler.next(&mut bytes) {
-                Ok(Some(record)) => self.on_record(&record, now_ns),
+                Ok(Some(record)) => self.on_record(record, now_ns),
                 Ok(None) => break,
                 Err(_) => self.connection.give_up(),
             }
         }
     }
 
-    fn on_record(&mut self, record: &[u8], now_ns: u64) {
-        let Ok(reply) = rpc::Reply::parse(record) else {
+    fn on_record(&mut self, record: Vec<u8>, now_ns: u64) {
+        let Ok(rpc::Reply { xid, .. }) = rpc::Reply::parse(&record) else {
             self.connection.give_up();
             return;
         };
         // A number that is not pending: the answer to a call that has been forgotten or timed out.
-        let number = self.number(reply.xid);
+        let number = self.number(xid);
         let Some(pending) = number.and_then(|number| self.remove(number)) else {
             self.connection.on_answer(self.sent_calls > 0, now_ns);
             return;
         };
         self.connection.on_answer(self.sent_calls > 0, now_ns);
-        let result = pending.call.decode(reply);
+        let result = pending.call.decode(record);
         if result.as_ref().is_err_and(call::is_try_later) {
             let until_ns = now_ns + TRY_LATER_NS;
             self.add(

@@ -69,7 +69,7 @@ impl FileRead {
                 self.read_all(found, bytes)
             }
             (Stage::Read(found, gather), Reply::Data { bytes, eof }, FileJob::Read(part)) => {
-                match gather.take(part, &bytes, eof) {
+                match gather.take(part, bytes.as_slice(), eof) {
                     Gathered::More(part) => Ok(Step::Calls([read(found, part)].into())),
                     Gathered::Wait => Ok(Step::Calls(Vec::new())),
                     Gathered::All(content) => Ok(Step::Content(content)),

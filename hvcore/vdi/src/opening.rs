@@ -191,7 +191,9 @@ impl Opening {
         match (reply, job) {
             (Reply::Handle(parent), _) => Ok(self.ask_size(parent)),
             (Reply::Size(size), _) => self.on_size(size),
-            (Reply::Data { bytes, eof }, OpenJob::Read(part)) => self.on_data(part, &bytes, eof),
+            (Reply::Data { bytes, eof }, OpenJob::Read(part)) => {
+                self.on_data(part, bytes.as_slice(), eof)
+            }
             (Reply::Done, _) => Ok(self.finish()),
             _ => unreachable!("a reply is decoded as that of its call"),
         }

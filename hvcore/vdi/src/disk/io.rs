@@ -201,10 +201,10 @@ impl Disk {
         {
             let whole = *whole as usize;
             if done == whole {
-                *buffer = bytes;
+                *buffer = bytes.as_slice().to_vec();
             } else {
                 buffer.resize(whole, 0);
-                buffer[at..at + done].copy_from_slice(&bytes);
+                buffer[at..at + done].copy_from_slice(bytes.as_slice());
             }
         }
         // Beyond the end of the file is a part of a new block that was not written yet: zeros.
@@ -317,7 +317,8 @@ impl Disk {
         let waiters = self.tables.end_loading(Missing { layer, block });
         let size = self.layers[layer].bitmap_size() as usize;
         let loaded = match answer {
-            Ok(Reply::Data { mut bytes, .. }) => {
+            Ok(Reply::Data { bytes, .. }) => {
+                let mut bytes = bytes.as_slice().to_vec();
                 // A block at the end of a file that was cut off: what is not there is not present.
                 bytes.resize(size, 0);
                 let at = self.layers[layer].bitmap_at(block);
