@@ -72,7 +72,6 @@ pub fn load(
     initrd: Option<&[u8]>,
     command_line: &str,
     rsdp: u64,
-    reserved: &[(u64, u64)],
 ) -> Result<VcpuState, LoadError> {
     let image = Image::parse(kernel)?;
     let line_max = (COMMAND_LINE_ROOM - 1).min(image.command_line_max as usize);
@@ -117,7 +116,7 @@ pub fn load(
         &(COMMAND_LINE as u32).to_le_bytes(),
     );
     set(&mut page, zero_page::RSDP, &rsdp.to_le_bytes());
-    let map = memory_map(memory.size(), reserved);
+    let map = memory_map(memory.size());
     page[zero_page::E820_COUNT] = map.len() as u8;
     for (i, (start, end, kind)) in map.iter().enumerate() {
         let entry = zero_page::E820_TABLE + i * 20;
@@ -214,17 +213,12 @@ impl<'a> Image<'a> {
 }
 
 /// The e820 map: start, end, kind. ACPI tables and the reset stub are in the part below 1 MiB that is reserved.
-fn memory_map(size: u64, reserved: &[(u64, u64)]) -> Vec<(u64, u64, u32)> {
+fn memory_map(size: u64) -> Vec<(u64, u64, u32)> {
     let mut map = vec![
         (0, LOW_END, E820_RAM),
         (LOW_END, HIGH_START, E820_RESERVED),
         (HIGH_START, size.min(HOLE_START), E820_RAM),
     ];
-    map.extend(
-        reserved
-            .iter()
-            .map(|(start, len)| (*start, start + len, E820_RESERVED)),
-    );
     if size > HOLE_START {
         map.push((HOLE_END, HOLE_END + size - HOLE_START, E820_RAM));
     }
@@ -338,7 +332,7 @@ mod tests {
         kernel: &[u8],
         initrd: &[u8],
     ) -> Result<VcpuState, LoadError> {
-        load(memory, kernel, Some(initrd), "quiet", 0xe_0000, &[])
+        load(memory, kernel, Some(initrd), "quiet", 0xe_0000)
     }
 
     #[test]
@@ -390,13 +384,13 @@ mod tests {
             }
         );
         let line = "x".repeat(4096);
-        assert!(load(&memory, &kernel(), None, &line, 0, &[]).is_err());
+        assert!(load(&memory, &kernel(), None, &line, 0).is_err());
     }
 
     #[test]
     fn ram_above_the_hole_is_in_the_map() {
-        let map = memory_map(HOLE_START + MIB as u64, &[(0xd000_0000, 4096)]);
-        assert_eq!(map[3], (0xd000_0000, 0xd000_1000, E820_RESERVED));
-        assert_eq!(map[4], (HOLE_END, HOLE_END + MIB as u64, E820_RAM));
+        let map = memory_map(HOLE_START + MIB as u64);
+        assert_eq!(map[2].1, HOLE_START);
+        assert_eq!(map[3], (HOLE_END, HOLE_END + MIB as u64, E820_RAM));
     }
 }

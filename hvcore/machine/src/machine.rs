@@ -263,20 +263,9 @@ impl Machine {
         initrd: Option<&[u8]>,
         command_line: &str,
     ) -> Result<VcpuState, LoadError> {
-        let reserved = [(pci::ECAM_BASE, pci::ECAM_SIZE)];
-        linux::load(
-            &self.memory,
-            kernel,
-            initrd,
-            command_line,
-            acpi::BASE,
-            &reserved,
-        )
-        .and_then(|state| {
-            let tables = acpi::tables(self.config.vcpus);
-            linux::place(&self.memory, acpi::BASE, &tables)?;
-            Ok(state)
-        })
+        let state = linux::load(&self.memory, kernel, initrd, command_line, acpi::BASE)?;
+        linux::place(&self.memory, acpi::BASE, &acpi::tables(self.config.vcpus))?;
+        Ok(state)
     }
 
     /// Whether a vCPU has something to do now.

@@ -8,7 +8,7 @@ use crate::{
     decode::{self, RegisterPart, Transfer},
     machine::{Clock, Machine, Outcome, ResetCause},
     msr::{self, Written},
-    pci, processor,
+    processor,
     state::Activity,
     vcpu::{Event, Exit, Vcpu, gpr},
     virtio::{entropy, net, transport::Device},
@@ -354,11 +354,6 @@ impl Machine {
         if let Some(offset) = offset_in(gpa, apic::io::BASE, apic::io::WINDOW) {
             return self.io_apic.read(offset).into();
         }
-        if let Some(offset) = offset_in(gpa, pci::ECAM_BASE, pci::ECAM_SIZE) {
-            return pci::ecam_target(offset).map_or(u64::MAX, |(slot, register)| {
-                self.read_config(slot, register, size).into()
-            });
-        }
         match self.function_at(gpa) {
             Some((function, offset)) => self.functions[function].read(offset, size),
             // Nobody answers.
@@ -370,12 +365,6 @@ impl Machine {
         if let Some(offset) = offset_in(gpa, apic::io::BASE, apic::io::WINDOW) {
             let message = self.io_apic.write(offset, value as u32);
             self.send(message);
-            return None;
-        }
-        if let Some(offset) = offset_in(gpa, pci::ECAM_BASE, pci::ECAM_SIZE) {
-            if let Some((slot, register)) = pci::ecam_target(offset) {
-                self.write_config(slot, register, size, value as u32);
-            }
             return None;
         }
         let (function, offset) = self.function_at(gpa)?;

@@ -139,16 +139,6 @@ pub fn memory_window(base: u32, len: u32) -> Vec<u8> {
     bytes
 }
 
-/// Memory at a fixed place (6.4.3.4).
-pub fn fixed_memory(base: u32, len: u32) -> Vec<u8> {
-    [
-        &[0x86, 9, 0, 1],
-        &base.to_le_bytes()[..],
-        &len.to_le_bytes(),
-    ]
-    .concat()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

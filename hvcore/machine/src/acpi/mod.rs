@@ -36,8 +36,7 @@ pub fn tables(vcpus: u8) -> Vec<u8> {
     let dsdt = place(table(b"DSDT", 2, &dsdt()));
     let fadt = place(fadt(dsdt));
     let madt = place(table(b"APIC", 5, &madt(vcpus)));
-    let mcfg = place(table(b"MCFG", 1, &mcfg()));
-    let entries: Vec<u8> = [fadt, madt, mcfg]
+    let entries: Vec<u8> = [fadt, madt]
         .iter()
         .flat_map(|address| address.to_le_bytes())
         .collect();
@@ -129,20 +128,11 @@ fn madt(vcpus: u8) -> Vec<u8> {
     body
 }
 
-/// Memory-mapped PCI configuration (PCI Firmware 3.2, 4.1.2).
-fn mcfg() -> Vec<u8> {
-    let mut body = vec![0; 8];
-    body.extend(pci::ECAM_BASE.to_le_bytes());
-    // Segment 0, bus 0 to 0.
-    body.extend([0; 8]);
-    body
-}
-
 /// Devices.
 fn dsdt() -> Vec<u8> {
     use aml::{
-        bus_numbers, device, eisa_id, fixed_memory, integer, interrupt, io_ports, memory_window,
-        method, name, notify, package, resources, scope, string,
+        bus_numbers, device, eisa_id, integer, interrupt, io_ports, memory_window, method, name,
+        notify, package, resources, scope, string,
     };
     let off = package(&[
         integer(SLEEP_TYPE_OFF.into()),
@@ -163,17 +153,6 @@ fn dsdt() -> Vec<u8> {
                     io_ports(pci::ADDRESS_PORT, 8),
                     memory_window(pci::MEMORY_BASE as u32, pci::MEMORY_SIZE as u32),
                 ]),
-            ),
-        ],
-    );
-    let configuration = device(
-        "MBRD",
-        &[
-            name("_HID", &eisa_id("PNP0C02")),
-            name("_UID", &integer(0)),
-            name(
-                "_CRS",
-                &resources(&[fixed_memory(pci::ECAM_BASE as u32, pci::ECAM_SIZE as u32)]),
             ),
         ],
     );
@@ -201,7 +180,7 @@ fn dsdt() -> Vec<u8> {
     );
     [
         name("_S5_", &off),
-        scope("_SB_", &[pci, configuration, serial, button, events]),
+        scope("_SB_", &[pci, serial, button, events]),
     ]
     .concat()
 }

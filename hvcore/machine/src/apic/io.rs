@@ -1,4 +1,4 @@
-//! The I/O APIC: 24 pins behind an index and a data register (82093AA data sheet).
+//! The I/O APIC: pins behind an index and a data register (82093AA data sheet).
 //!
 //! It knows pins, not devices, and hands out messages for the local APICs.
 
@@ -7,12 +7,16 @@ use crate::{
     state::SavedIoApic,
 };
 
-/// Number of pins.
-pub const PINS: usize = 24;
+/// Number of pins. A PC has 24; a guest touches each of them several times when it starts, with an exit each
+/// time, so there are no more than are used.
+pub const PINS: usize = 8;
 /// Where it sits in the guest's address space.
 pub const BASE: u64 = 0xfec0_0000;
 /// Size of its window.
 pub const WINDOW: u64 = 0x1000;
+
+/// Index behind the last redirection entry, of which each has two.
+const ENTRIES_END: u8 = 0x10 + 2 * PINS as u8;
 
 const MASKED: u64 = 1 << 16;
 const LEVEL: u64 = 1 << 15;
@@ -47,7 +51,7 @@ impl IoApic {
             (0x10, 0 | 2) => 0,
             // Version 0x20 has the EOI register, so that a guest can end a level interrupt by name.
             (0x10, 1) => (PINS as u32 - 1) << 16 | 0x20,
-            (0x10, 0x10..0x40) => {
+            (0x10, 0x10..ENTRIES_END) => {
                 let entry = self.entries[usize::from(self.index - 0x10) / 2];
                 (entry >> (self.index % 2 * 32)) as u32
             }
@@ -59,7 +63,7 @@ impl IoApic {
     pub fn write(&mut self, offset: u64, value: u32) -> Option<Message> {
         match (offset, self.index) {
             (0x00, _) => self.index = value as u8,
-            (0x10, 0x10..0x40) => {
+            (0x10, 0x10..ENTRIES_END) => {
                 let pin = usize::from(self.index - 0x10) / 2;
                 let shift = self.index % 2 * 32;
                 let mask = 0xffff_ffff << shift & WRITABLE;
@@ -171,20 +175,20 @@ mod tests {
     #[test]
     fn a_level_sends_again_after_its_end_while_up() {
         let mut apic = IoApic::default();
-        program(&mut apic, 9, LEVEL as u32 | 0x39);
-        assert!(apic.set_line(9, true).unwrap().level);
-        assert_eq!(apic.set_line(9, true), None, "remote IRR is set");
+        program(&mut apic, 6, LEVEL as u32 | 0x39);
+        assert!(apic.set_line(6, true).unwrap().level);
+        assert_eq!(apic.set_line(6, true), None, "remote IRR is set");
         assert!(apic.end_of_interrupt(0x39).is_some());
-        apic.set_line(9, false);
+        apic.set_line(6, false);
         assert_eq!(apic.end_of_interrupt(0x39), None);
     }
 
     #[test]
     fn unmasking_a_raised_level_sends() {
         let mut apic = IoApic::default();
-        program(&mut apic, 9, (LEVEL | MASKED) as u32 | 0x39);
-        assert_eq!(apic.set_line(9, true), None);
-        apic.write(0, 0x10 + 18);
+        program(&mut apic, 6, (LEVEL | MASKED) as u32 | 0x39);
+        assert_eq!(apic.set_line(6, true), None);
+        apic.write(0, 0x10 + 12);
         assert!(apic.write(0x10, LEVEL as u32 | 0x39).is_some());
     }
 

@@ -114,7 +114,7 @@ pub struct SavedPlatform {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedIoApic {
     pub index: u8,
-    pub entries: [u64; 24],
+    pub entries: [u64; 8],
 }
 
 /// The serial port.
