@@ -1,14 +1,22 @@
 //! The command line of `nfs-sr`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Parser, Subcommand};
+use nfs3::{
+    DirEntry, Name,
+    lease::{Break, Get, Holding, ListAll, Mode},
+};
 use vhd::{DiskKind, Uuid};
 
 use crate::{
+    client::Client,
     serve::{ServeOptions, serve},
-    sr::{self, store::Directory, vdi},
+    sr::{self, chain, check, guard, store::Directory, vdi},
 };
 
 /// Storage repository: an NFS version 3 server with leases for virtual disks, and its tools.
@@ -29,6 +37,30 @@ enum Command {
     /// Virtual disks: files `<vdi-uuid>.vhd` in a repository.
     #[command(subcommand)]
     Vdi(VdiCommand),
+    /// Leases of a running server: who may write which disk.
+    #[command(subcommand)]
+    Lease(LeaseCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum LeaseCommand {
+    /// List the leases that are held.
+    List {
+        /// TCP address of the server.
+        #[arg(long, default_value = "127.0.0.1:2049")]
+        server: SocketAddr,
+    },
+    /// Take a lease away from its holder. If that host still runs the VM, its disk fails at once and for good.
+    Break {
+        /// Path of the disk below the export: `<sr-uuid>/<vdi-uuid>.vhd`.
+        disk: String,
+        /// TCP address of the server.
+        #[arg(long, default_value = "127.0.0.1:2049")]
+        server: SocketAddr,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -40,6 +72,20 @@ enum SrCommand {
         /// Its UUID; a random one if none is given.
         #[arg(long)]
         uuid: Option<Uuid>,
+    },
+    /// Find everything that is wrong with a repository. Exits with 1 if there is anything.
+    Check {
+        /// Directory of the repository.
+        sr: PathBuf,
+        /// Repair what can be repaired without losing what anybody can see. Stop the VMs first.
+        #[arg(long)]
+        repair: bool,
+    },
+    /// Reclaim space: remove base copies that nobody needs, merge those with one child. Disks that hosts have open are left
+    /// alone.
+    Gc {
+        /// Directory of the repository.
+        sr: PathBuf,
     },
 }
 
@@ -79,6 +125,29 @@ enum VdiCommand {
         /// The image.
         raw: PathBuf,
     },
+    /// Make a disk with the contents that another has now, at once and without copying, and print its file. The other must
+    /// not be open at a host.
+    #[command(alias = "clone")]
+    Snapshot {
+        /// File of the disk.
+        vdi: PathBuf,
+        /// UUID of the new disk; a random one if none is given.
+        #[arg(long)]
+        uuid: Option<Uuid>,
+    },
+    /// Remove a disk. `sr gc` reclaims what it shared.
+    Delete {
+        /// File of the disk.
+        vdi: PathBuf,
+    },
+    /// Make a disk larger.
+    Resize {
+        /// File of the disk.
+        vdi: PathBuf,
+        /// New size, such as 8GiB.
+        #[arg(long, value_parser = parse_size)]
+        size: u64,
+    },
     /// Describe a disk, as JSON.
     Info {
         /// File of the disk.
@@ -92,6 +161,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Serve(options) => serve(*options),
         Command::Sr(command) => run_sr(command),
         Command::Vdi(command) => run_vdi(command),
+        Command::Lease(command) => run_lease(command),
     }
 }
 
@@ -102,6 +172,36 @@ fn run_sr(command: SrCommand) -> Result<()> {
             let path = sr::create(&export, uuid)
                 .with_context(|| format!("cannot create a repository in {}", export.display()))?;
             println!("{}", path.display());
+        }
+        SrCommand::Check { sr, repair } => {
+            let store = Directory::new(&sr);
+            let problems = if repair {
+                check::repair(&store)?
+            } else {
+                check::Survey::take(&store)?.problems
+            };
+            for problem in &problems {
+                let repairable = !repair && problem.is_repairable();
+                println!(
+                    "{problem}{}",
+                    if repairable {
+                        " (--repair can mend it)"
+                    } else {
+                        ""
+                    }
+                );
+            }
+            if problems.iter().any(|problem| !problem.is_harmless()) {
+                bail!("{} has problems", sr.display());
+            }
+        }
+        SrCommand::Gc { sr } => {
+            let store = Directory::new(&sr);
+            // If the lease cannot be told the disk counts as open.
+            let busy = |name: &str| !matches!(guard::holder(&sr, name), Ok(None));
+            for done in chain::collect(&store, &busy)? {
+                println!("{done}");
+            }
         }
     }
     Ok(())
@@ -138,6 +238,23 @@ fn run_vdi(command: VdiCommand) -> Result<()> {
             let (store, name) = split(&vdi)?;
             vdi::export(&store, &name, &raw)?;
         }
+        VdiCommand::Snapshot { vdi, uuid } => {
+            let (store, name) = split(&vdi)?;
+            let new = uuid.unwrap_or_else(vdi::new_uuid);
+            guard::free(directory(&vdi), &name)?;
+            chain::snapshot(&store, disk_uuid(&name)?, new)?;
+            println!("{}", directory(&vdi).join(vdi::file_name(new)).display());
+        }
+        VdiCommand::Delete { vdi } => {
+            let (store, name) = split(&vdi)?;
+            guard::free(directory(&vdi), &name)?;
+            chain::delete(&store, disk_uuid(&name)?)?;
+        }
+        VdiCommand::Resize { vdi, size } => {
+            let (store, name) = split(&vdi)?;
+            guard::free(directory(&vdi), &name)?;
+            chain::resize(&store, disk_uuid(&name)?, size)?;
+        }
         VdiCommand::Info { vdi } => {
             let (store, name) = split(&vdi)?;
             println!(
@@ -149,6 +266,94 @@ fn run_vdi(command: VdiCommand) -> Result<()> {
     Ok(())
 }
 
+fn run_lease(command: LeaseCommand) -> Result<()> {
+    match command {
+        LeaseCommand::List { server } => {
+            let mut client = Client::new(connect(server)?);
+            let record = client.call::<ListAll>(&())?;
+            println!(
+                "{:>8}  {:<9}  {:>9}  {:<24}  DISK",
+                "EPOCH", "MODE", "LEFT", "OWNER"
+            );
+            for lease in record.results::<ListAll>()?.leases.0 {
+                let Holding {
+                    epoch,
+                    mode,
+                    owner,
+                    remaining_ms,
+                } = lease.holding;
+                let mode = if mode == Mode::Exclusive {
+                    "exclusive"
+                } else {
+                    "shared"
+                };
+                let left = if remaining_ms == 0 {
+                    "expired".into()
+                } else {
+                    format!("{} s", remaining_ms / 1000)
+                };
+                let (owner, path) = (
+                    String::from_utf8_lossy(owner.0),
+                    String::from_utf8_lossy(lease.path.0),
+                );
+                println!("{epoch:>8}  {mode:<9}  {left:>9}  {owner:<24}  {path}");
+            }
+        }
+        LeaseCommand::Break { disk, server, yes } => {
+            let mut client = Client::new(connect(server)?);
+            let (dir, name) = disk.rsplit_once('/').unwrap_or(("", &disk));
+            let root = client.mount("/")?;
+            let dir = client.look_up(root, dir)?;
+            let file = DirEntry {
+                dir,
+                name: Name(name.as_bytes()),
+            };
+            let record = client.call::<Get>(&file)?;
+            let holding = record
+                .results::<Get>()?
+                .0
+                .map_err(|refused| anyhow!("{disk}: {:?}", refused.status))?;
+            let owner = String::from_utf8_lossy(holding.owner.0).into_owned();
+            if owner.is_empty() {
+                bail!("nobody holds {disk}");
+            }
+            if !yes
+                && !confirm(&format!(
+                    "{owner} holds {disk}. If it still runs the VM, its disk fails now. Break?"
+                ))?
+            {
+                bail!("nothing was changed");
+            }
+            let record = client.call::<Break>(&file)?;
+            record
+                .results::<Break>()?
+                .0
+                .map_err(|refused| anyhow!("{disk}: {:?}", refused.status))?;
+            println!("{disk} was taken from {owner}");
+        }
+    }
+    Ok(())
+}
+
+fn connect(server: SocketAddr) -> Result<TcpStream> {
+    TcpStream::connect(server)
+        .with_context(|| format!("cannot reach a server at {server}; name it with --server"))
+}
+
+fn confirm(question: &str) -> Result<bool> {
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "yes"))
+}
+
+/// The directory of a disk's file.
+fn directory(vdi: &Path) -> &Path {
+    vdi.parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
+}
+
 /// The repository and the file's name in it.
 fn split(vdi: &Path) -> Result<(Directory, String)> {
     let Some(name) = vdi.file_name().and_then(|name| name.to_str()) else {
@@ -157,11 +362,12 @@ fn split(vdi: &Path) -> Result<(Directory, String)> {
             vdi.display()
         );
     };
-    let parent = vdi.parent().filter(|parent| !parent.as_os_str().is_empty());
-    Ok((
-        Directory::new(parent.unwrap_or(Path::new("."))),
-        name.to_owned(),
-    ))
+    Ok((Directory::new(directory(vdi)), name.to_owned()))
+}
+
+fn disk_uuid(name: &str) -> Result<Uuid> {
+    vdi::uuid_of(name)
+        .with_context(|| format!("'{name}' is not the name of a disk, which is <uuid>.vhd"))
 }
 
 /// A size such as `4GiB`, `512M` or `1048576`; the units are binary.

@@ -420,6 +420,17 @@ fn new_node(anchor: OwnedFd, stat: &Statx, path: PathBuf) -> Node {
     }
 }
 
+/// The identity of the file at a path.
+pub fn identify(path: &Path) -> io::Result<FileId> {
+    let fd = rustix::fs::openat(
+        CWD,
+        path,
+        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    Ok(identity(&statx(&fd)?))
+}
+
 fn identity(stat: &Statx) -> FileId {
     // Seconds and nanoseconds of birth, mixed into 32 bits (the multiplier is that of Fibonacci hashing).
     let birth = (stat.stx_btime.tv_sec as u64) << 30 ^ u64::from(stat.stx_btime.tv_nsec);

@@ -3,6 +3,8 @@
 use std::{fs::File, os::unix::fs::FileExt, path::Path, process::Command};
 
 use nfs_sr::sr::{
+    chain,
+    image::Image,
     store::Directory,
     vdi::{self, file_name, new_uuid},
 };
@@ -63,4 +65,55 @@ fn new_disks_are_empty_and_whole() {
         vdi::create(&store, new_uuid(), 1000, DiskKind::Dynamic).is_err(),
         "no such size"
     );
+}
+
+#[test]
+fn a_snapshot_keeps_what_the_disk_was_and_can_be_flattened() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, raw) = (Directory::new(dir.path()), dir.path().join("in.raw"));
+    let before: Vec<u8> = (0..5 << 20).map(|i: u32| (i >> 10) as u8).collect();
+    std::fs::write(&raw, &before).expect("write");
+    let (disk, snapshot) = (new_uuid(), new_uuid());
+    vdi::import(&store, disk, &raw, None).expect("imported");
+    chain::snapshot(&store, disk, snapshot).expect("snapshot");
+    let mut image = Image::open(&store, &file_name(disk)).expect("a good disk");
+    image.write(1 << 20, &[0xaa; 512]).expect("written");
+    image
+        .write((2 << 20) - 512, &[0xbb; 1024])
+        .expect("written");
+    let mut after = before.clone();
+    after[1 << 20..][..512].fill(0xaa);
+    after[(2 << 20) - 512..][..1024].fill(0xbb);
+    assert_eq!(
+        vdi::info(&store, &file_name(disk))
+            .expect("a good disk")
+            .parents
+            .len(),
+        1
+    );
+    let exported = |uuid| {
+        let out = dir.path().join("out.raw");
+        vdi::export(&store, &file_name(uuid), &out).expect("exported");
+        std::fs::read(out).expect("read")
+    };
+    assert!(exported(disk) == after && exported(snapshot) == before);
+    // A single child is merged into its parent, and the disk is one that qemu-img reads again.
+    chain::delete(&store, snapshot).expect("deleted");
+    chain::collect(&store, &|_| false).expect("collected");
+    assert_eq!(
+        vdi::info(&store, &file_name(disk))
+            .expect("a good disk")
+            .parents
+            .len(),
+        0
+    );
+    std::fs::write(&raw, &after).expect("write");
+    assert!(qemu_img_agrees(&dir.path().join(file_name(disk)), &raw));
+    chain::resize(&store, disk, 300 << 20).expect("resized");
+    File::options()
+        .write(true)
+        .open(&raw)
+        .and_then(|file| file.set_len(300 << 20))
+        .expect("set length");
+    assert!(qemu_img_agrees(&dir.path().join(file_name(disk)), &raw));
 }

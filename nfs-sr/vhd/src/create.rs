@@ -1,6 +1,6 @@
 //! New disks, as bytes to be written to an empty file.
 
-use alloc::{format, string::String, vec, vec::Vec};
+use alloc::{string::String, vec, vec::Vec};
 
 use crate::{
     BLOCK, Bat, Disk, DiskKind, Error, Footer, Header, Locator, LocatorCode, MAX_SIZE, MIN_SIZE,
@@ -111,28 +111,15 @@ impl NewDisk {
 
 /// The parent's path in the three forms that XenServer writes, and their bytes from `at` on.
 fn locators(parent: &Parent, at: u64) -> (Vec<Locator>, Vec<u8>) {
-    let utf16 = |text: &str| {
-        text.encode_utf16()
-            .flat_map(u16::to_le_bytes)
-            .collect::<Vec<u8>>()
-    };
     let forms = [
-        (
-            LocatorCode::FileUrl,
-            format!("file://./{}", parent.name).into_bytes(),
-        ),
-        (
-            LocatorCode::WindowsAbsolute,
-            utf16(&format!(".\\{}", parent.name)),
-        ),
-        (
-            LocatorCode::WindowsRelative,
-            utf16(&format!(".\\{}", parent.name)),
-        ),
+        LocatorCode::FileUrl,
+        LocatorCode::WindowsAbsolute,
+        LocatorCode::WindowsRelative,
     ];
     let mut bytes = Vec::new();
     let mut locators = Vec::new();
-    for (code, mut path) in forms {
+    for code in forms {
+        let mut path = code.path(&parent.name).unwrap_or_default();
         path.truncate(LOCATOR_SPACE as usize);
         locators.push(Locator {
             code,

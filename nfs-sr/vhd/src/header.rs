@@ -1,6 +1,6 @@
 //! The header of dynamic and differencing disks: the block size, where the BAT is, and who the parent is.
 
-use alloc::{string::String, vec::Vec};
+use alloc::{format, string::String, vec::Vec};
 
 use crate::{Error, MAX_SIZE, SECTOR, Uuid, checksum, u16_at, u32_at, u64_at};
 
@@ -32,6 +32,16 @@ impl LocatorCode {
             b"W2ku" => Self::WindowsAbsolute,
             b"W2ru" => Self::WindowsRelative,
             _ => Self::Other(code),
+        }
+    }
+
+    /// The path of a parent in the same directory, as this form writes it; none for forms that are kept as they are.
+    pub fn path(self, parent: &str) -> Option<Vec<u8>> {
+        let utf16 = |text: String| text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        match self {
+            Self::FileUrl => Some(format!("file://./{parent}").into_bytes()),
+            Self::WindowsAbsolute | Self::WindowsRelative => Some(utf16(format!(".\\{parent}"))),
+            Self::Other(_) => None,
         }
     }
 

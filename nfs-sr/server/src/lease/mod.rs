@@ -11,4 +11,4 @@ mod table;
 
 pub use journal::JournalError;
 pub use program::serve;
-pub use table::{Access, Denied, Leases, Refusal, View};
+pub use table::{Access, Denied, Leases, Refusal, View, holders};

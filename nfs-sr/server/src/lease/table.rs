@@ -403,6 +403,20 @@ impl Leases {
     }
 }
 
+/// Who holds which file by the journal in `dir`, for tools that look while the server may be running.
+pub fn holders(dir: &Path) -> Result<Vec<(FileId, Vec<u8>)>, JournalError> {
+    let (records, _) = Journal::read(dir)?;
+    let mut table = HashMap::new();
+    let now = Instant::now();
+    records
+        .iter()
+        .for_each(|record| apply(&mut table, record, now));
+    Ok(table
+        .into_iter()
+        .filter_map(|(id, lease)| Some((id, lease.owner?)))
+        .collect())
+}
+
 fn check_ttl(ttl_ms: u32) -> Result<(), LeaseStatus> {
     if (1..=MAX_TTL_MS).contains(&ttl_ms) {
         Ok(())

@@ -4,7 +4,11 @@
 //! whole, a block is in the BAT when its data is on disk, and what a crash leaves behind can be told from the files
 //! themselves.
 
+pub mod chain;
+pub mod check;
+pub mod guard;
 pub mod image;
+pub mod journal;
 pub mod store;
 pub mod vdi;
 

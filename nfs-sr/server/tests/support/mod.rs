@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub mod ethernet;
+pub mod memory_store;
 pub mod power;
 
 use std::{

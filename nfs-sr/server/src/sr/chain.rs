@@ -1,0 +1,296 @@
+//! Snapshots, clones, deletion, and taking chains apart again (coalescing). In the order of writes of XenServer's
+//! storage manager, so that its tools and these understand what the other left behind.
+//!
+//! XenServer writes its intent to `filelog.txt` first. That is not needed: each state between two steps
+//! can be told from the files (two names of one file, a parent that is not hidden, a hidden disk without
+//! children), and [`super::check`] names and repairs them.
+
+use vhd::{DiskKind, Footer, Header, MAX_CHAIN, NewDisk, Parent, SECTOR, Uuid};
+
+use super::{
+    check::Survey,
+    image::{Image, Layer, SrError, at},
+    journal,
+    store::Store,
+    vdi::{file_name, new_uuid, publish, timestamp, write_extents},
+};
+
+/// Read and written at a time.
+const CHUNK: u64 = 256 * 1024;
+
+/// Makes `new` a disk with the contents that `leaf` has now. The data stays where it is, in a base copy that both read
+/// from; what either writes from now on is its own.
+pub fn snapshot<S: Store>(store: &S, leaf: Uuid, new: Uuid) -> Result<(), SrError> {
+    journal::redo_all(store)?;
+    let (leaf, new) = (file_name(leaf), file_name(new));
+    let survey = Survey::take(store)?;
+    if !survey.children(&leaf).is_empty() {
+        return Err(SrError::Refused(format!(
+            "{leaf} is a base copy; take a snapshot of one of its children"
+        )));
+    }
+    let image = Image::open(store, &leaf)?;
+    if image.layers.len() >= MAX_CHAIN {
+        return Err(SrError::ChainTooLong { name: leaf });
+    }
+    let footer = image.layers[0].disk.footer().clone();
+    let base = file_name(new_uuid());
+    let parent = Parent {
+        uuid: footer.uuid,
+        timestamp: footer.timestamp,
+        name: base.clone(),
+    };
+    let child = |store: &S, name: &str| {
+        let child = NewDisk {
+            size: footer.size,
+            uuid: new_uuid(),
+            timestamp: timestamp(),
+        };
+        let made = child.differencing(&parent);
+        let (_, extents) = made.map_err(|error| SrError::Vhd {
+            name: name.to_owned(),
+            error,
+        })?;
+        write_extents(store, name, &extents)
+    };
+    // The leaf's new file comes first: after a crash it tells which of the data's two names is the base copy's.
+    let replacement = format!("{leaf}.new");
+    at(&replacement, store.create(&replacement))?;
+    child(store, &replacement)?;
+    at(&replacement, store.sync(&replacement))?;
+    at(&replacement, store.sync_names())?;
+    at(&base, store.link(&leaf, &base))?;
+    at(&base, store.sync_names())?;
+    at(&leaf, store.rename(&replacement, &leaf))?;
+    at(&leaf, store.sync_names())?;
+    publish(store, &new, |name| child(store, name))?;
+    // Last: until here the base might still have become the leaf again.
+    hide(store, &base, true)
+}
+
+/// Marks a disk as a base copy, or as a disk of its own.
+pub fn hide<S: Store>(store: &S, name: &str, hidden: bool) -> Result<(), SrError> {
+    let mut layer = Layer::open(store, name)?;
+    let footer = Footer {
+        hidden,
+        ..layer.disk.footer().clone()
+    };
+    layer.write_footer(store, footer)
+}
+
+/// Removes a disk. What only it needed of its parents is reclaimed by [`collect`].
+pub fn delete<S: Store>(store: &S, uuid: Uuid) -> Result<(), SrError> {
+    journal::redo_all(store)?;
+    let name = file_name(uuid);
+    let survey = Survey::take(store)?;
+    if let Some(child) = survey.children(&name).first() {
+        return Err(SrError::Refused(format!(
+            "{name} is the parent of {child}; delete that first"
+        )));
+    }
+    at(&name, store.remove(&name))?;
+    at(&name, store.sync_names())
+}
+
+/// Makes a disk larger. Its BAT must grow, so its structures move: the blocks are copied to a new file, which then takes the
+/// name. What it has from its parents stays there.
+pub fn resize<S: Store>(store: &S, uuid: Uuid, size: u64) -> Result<(), SrError> {
+    journal::redo_all(store)?;
+    let name = file_name(uuid);
+    let mut old = Layer::open(store, &name)?;
+    let footer = old.disk.footer().clone();
+    let refuse = |why: &str| Err(SrError::Refused(format!("{name}: {why}")));
+    if footer.kind == DiskKind::Fixed {
+        return refuse("fixed disks keep their size; import it into a new disk");
+    }
+    if size < footer.size {
+        return refuse("disks do not become smaller, since what is at the end would be lost");
+    }
+    if !Survey::take(store)?.children(&name).is_empty() {
+        return refuse("a base copy keeps its size");
+    }
+    let new = NewDisk {
+        size,
+        uuid: footer.uuid,
+        timestamp: timestamp(),
+    };
+    let made = match (old.disk.header(), footer.kind) {
+        (Some(header), DiskKind::Differencing) => new.differencing(&Parent {
+            uuid: header.parent,
+            timestamp: header.parent_timestamp,
+            name: header.parent_name.clone(),
+        }),
+        _ => new.dynamic(),
+    };
+    let (_, extents) = made.map_err(|error| SrError::Vhd {
+        name: name.clone(),
+        error,
+    })?;
+    let replacement = format!("{name}.new");
+    at(&replacement, store.create(&replacement))?;
+    write_extents(store, &replacement, &extents)?;
+    let mut copy = Layer::open(store, &replacement)?;
+    copy_data(store, &mut old, &mut copy)?;
+    at(&replacement, store.sync(&replacement))?;
+    at(&name, store.rename(&replacement, &name))?;
+    at(&name, store.sync_names())
+}
+
+/// Reclaims space: removes base copies that nobody needs, and merges those that have one child only. `busy` tells which
+/// files must be left alone since a host has them, or a descendant, open. Gives what was done, as sentences.
+pub fn collect<S: Store>(store: &S, busy: &dyn Fn(&str) -> bool) -> Result<Vec<String>, SrError> {
+    journal::redo_all(store)?;
+    let mut done = Vec::new();
+    loop {
+        let survey = Survey::take(store)?;
+        let Some(action) = next_action(&survey, busy) else {
+            return Ok(done);
+        };
+        match action {
+            Action::Remove(name) => {
+                at(&name, store.remove(&name))?;
+                at(&name, store.sync_names())?;
+                done.push(format!("removed {name}, a base copy without children"));
+            }
+            Action::Merge { base, child } => {
+                coalesce(store, &survey, &base, &child)?;
+                done.push(format!("merged {child} into its parent {base}"));
+            }
+        }
+    }
+}
+
+enum Action {
+    Remove(String),
+    Merge { base: String, child: String },
+}
+
+fn next_action(survey: &Survey, busy: &dyn Fn(&str) -> bool) -> Option<Action> {
+    for (name, disk) in &survey.disks {
+        if !disk.footer.hidden || survey.any_below(name, busy) {
+            continue;
+        }
+        match survey.children(name)[..] {
+            [] => return Some(Action::Remove(name.clone())),
+            [child] => {
+                let child_disk = &survey.disks[child];
+                // A hidden child without children goes first; a child that has grown does not fit into its parent.
+                let gone = child_disk.footer.hidden && survey.children(child).is_empty();
+                if !gone && child_disk.footer.size <= disk.footer.size {
+                    return Some(Action::Merge {
+                        base: name.clone(),
+                        child: child.to_owned(),
+                    });
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Merges `child`, the only one, into `base`.
+fn coalesce<S: Store>(store: &S, survey: &Survey, base: &str, child: &str) -> Result<(), SrError> {
+    // While the child exists it hides whatever is written to the base here, so a crash on the way changes nothing.
+    merge_data(store, base, child)?;
+    let grandchildren = survey.children(child);
+    if grandchildren.is_empty() {
+        // First visible, then under the leaf's name: a hidden leaf would be taken for garbage.
+        hide(store, base, false)?;
+        at(child, store.rename(base, child))?;
+    } else {
+        for grandchild in grandchildren {
+            relink(store, grandchild, base)?;
+        }
+        at(child, store.remove(child))?;
+    }
+    at(child, store.sync_names())
+}
+
+fn merge_data<S: Store>(store: &S, base: &str, child: &str) -> Result<(), SrError> {
+    let (mut from, mut to) = (Layer::open(store, child)?, Layer::open(store, base)?);
+    copy_data(store, &mut from, &mut to)?;
+    at(base, store.sync(base))
+}
+
+/// Writes to one file whatever the other one holds itself.
+fn copy_data<S: Store>(store: &S, from: &mut Layer, to: &mut Layer) -> Result<(), SrError> {
+    let name = from.name.clone();
+    let size = from.disk.size();
+    let blocks: Vec<u32> = from
+        .disk
+        .bat()
+        .map(|bat| bat.allocated().map(|(block, _)| block).collect())
+        .unwrap_or_default();
+    let block_size = from
+        .disk
+        .header()
+        .map_or(0, |header: &Header| u64::from(header.block_size));
+    let mut buffer = vec![0; CHUNK as usize];
+    for block in blocks {
+        let start = u64::from(block) * block_size;
+        let located = from
+            .disk
+            .locate(start, block_size.min(size.saturating_sub(start)));
+        let segments: Vec<_> = located
+            .map_err(|error| SrError::Vhd {
+                name: name.clone(),
+                error,
+            })?
+            .collect();
+        for segment in segments {
+            for (offset, length, place) in from.runs(store, &segment)? {
+                let Some(place) = place else { continue };
+                let mut done = 0;
+                while done < length {
+                    let n = (length - done).min(CHUNK);
+                    let piece = &mut buffer[..n as usize];
+                    at(&name, store.read(&name, place + done, piece))?;
+                    to.write(store, offset + done, piece)?;
+                    done += n;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Gives a disk another parent, which must hold the same data. The header takes two sectors and the paths are
+/// elsewhere, so the change goes through a journal.
+fn relink<S: Store>(store: &S, name: &str, parent: &str) -> Result<(), SrError> {
+    let layer = Layer::open(store, name)?;
+    let new_parent = Layer::open(store, parent)?;
+    let (footer, Some(header)) = (layer.disk.footer(), layer.disk.header()) else {
+        return Err(SrError::Refused(format!(
+            "{name} is a fixed disk and has no parent"
+        )));
+    };
+    if footer.kind != DiskKind::Differencing {
+        return Err(SrError::Refused(format!("{name} has no parent")));
+    }
+    let parent = Parent {
+        uuid: new_parent.disk.footer().uuid,
+        timestamp: new_parent.disk.footer().timestamp,
+        name: parent.to_owned(),
+    };
+    let mut header = Header {
+        parent: parent.uuid,
+        parent_timestamp: parent.timestamp,
+        parent_name: parent.name.clone(),
+        ..header.clone()
+    };
+    let mut writes = Vec::new();
+    for locator in &mut header.locators {
+        if let Some(path) = locator.code.path(&parent.name)
+            && path.len() as u64 <= u64::from(locator.space).max(SECTOR)
+        {
+            locator.length = path.len() as u32;
+            writes.push((locator.offset, path));
+        }
+    }
+    let header_at = footer
+        .header_offset
+        .expect("differencing disks have a header");
+    writes.push((header_at, header.encode().to_vec()));
+    journal::write(store, name, &writes)
+}

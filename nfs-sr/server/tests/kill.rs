@@ -1,0 +1,293 @@
+//! SIGKILL of the real program under load: clients find their handles, leases and all that was committed at the next instance.
+
+mod support;
+
+use std::{
+    collections::HashMap,
+    io::{self, BufRead, BufReader},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use nfs_sr::client::Client;
+use nfs3::{
+    Data, DirEntry, FileHandle, Name, Stability, WriteVerifier,
+    lease::{Owner, Take, TakeArgs},
+    nfs::{Commit, CommitArgs, Read, ReadArgs, Write, WriteArgs},
+};
+use support::{Calls, power::fast_directory};
+
+const BLOCK: usize = 4096;
+const BLOCKS: u64 = 64;
+
+struct Program {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Program {
+    fn start(directory: &Path, listen: &str) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_nfs-sr"))
+            .arg("serve")
+            .arg(directory)
+            .args(["--listen", listen])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start");
+        let stdout = child.stdout.take().expect("piped");
+        let line = BufReader::new(stdout)
+            .lines()
+            .next()
+            .expect("a line")
+            .expect("UTF-8");
+        let ready: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        let address = ready["tcp"]
+            .as_str()
+            .expect("an address")
+            .parse()
+            .expect("an address");
+        Self { child, address }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("reaped");
+    }
+}
+
+/// What a client knows, over all lives of the server.
+struct Host {
+    random: fastrand::Rng,
+    handle: FileHandle,
+    root: FileHandle,
+    epoch: u64,
+    verifier: WriteVerifier,
+    /// The last value of each block; and those that the server may lose.
+    blocks: HashMap<u64, u8>,
+    uncommitted: HashMap<u64, u8>,
+}
+
+impl Host {
+    /// Works until the connection breaks. Every reply counts.
+    fn work(&mut self, client: &mut Client<TcpStream>) -> io::Result<()> {
+        self.recover(client)?;
+        for step in 0u64.. {
+            match self.random.u8(0..20) {
+                0..14 => self.write(client, Stability::Unstable)?,
+                14 | 15 => self.write(client, Stability::FileSync)?,
+                16 | 17 => self.commit(client)?,
+                18 => self.read(client)?,
+                _ => self.take(client, step)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, client: &mut Client<TcpStream>, stable: Stability) -> io::Result<()> {
+        let (at, value) = (self.random.u64(0..BLOCKS), self.random.u8(..));
+        // From here on the block may hold the new value even if the reply is lost; so it is written again until it is known.
+        self.uncommitted.insert(at, value);
+        self.put(client, at, value, stable)
+    }
+
+    fn put(
+        &mut self,
+        client: &mut Client<TcpStream>,
+        at: u64,
+        value: u8,
+        stable: Stability,
+    ) -> io::Result<()> {
+        let data = [value; BLOCK];
+        let args = WriteArgs {
+            file: self.handle,
+            offset: at * BLOCK as u64,
+            count: BLOCK as u32,
+            stable,
+            data: Data(&data),
+        };
+        let record = client.call::<Write>(&args)?;
+        let ok = record
+            .results::<Write>()
+            .expect("a reply")
+            .expect("the holder writes");
+        assert_eq!(ok.verifier, self.verifier, "one instance has one verifier");
+        self.blocks.insert(at, value);
+        if ok.committed != Stability::Unstable {
+            self.uncommitted.remove(&at);
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, client: &mut Client<TcpStream>) -> io::Result<()> {
+        let record = client.call::<Commit>(&CommitArgs {
+            file: self.handle,
+            offset: 0,
+            count: 0,
+        })?;
+        let ok = record
+            .results::<Commit>()
+            .expect("a reply")
+            .expect("committed");
+        assert_eq!(ok.verifier, self.verifier, "one instance has one verifier");
+        self.uncommitted.clear();
+        Ok(())
+    }
+
+    fn read(&mut self, client: &mut Client<TcpStream>) -> io::Result<()> {
+        let at = self.random.u64(0..BLOCKS);
+        let args = ReadArgs {
+            file: self.handle,
+            offset: at * BLOCK as u64,
+            count: BLOCK as u32,
+        };
+        let record = client.call::<Read>(&args)?;
+        let read = record
+            .results::<Read>()
+            .expect("a reply")
+            .expect("the holder reads");
+        if let Some(value) = self.blocks.get(&at) {
+            assert_eq!(read.data.0, [*value; BLOCK], "block {at}");
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, client: &mut Client<TcpStream>, step: u64) -> io::Result<()> {
+        let owner = format!("host-{step}");
+        let file = DirEntry {
+            dir: self.root,
+            name: Name(b"disk"),
+        };
+        let args = TakeArgs {
+            file,
+            owner: Owner(owner.as_bytes()),
+            expected_epoch: self.epoch,
+            ttl_ms: 60_000,
+        };
+        let record = client.call::<Take>(&args)?;
+        let grant = record
+            .results::<Take>()
+            .expect("a reply")
+            .0
+            .expect("the epoch is right");
+        (self.handle, self.epoch) = (grant.object, grant.holding.epoch);
+        Ok(())
+    }
+
+    /// After a restart: the lease is ours, or a TAKE whose reply was lost has happened; the verifier tells that unstable
+    /// writes may be gone; everything else is there.
+    fn recover(&mut self, client: &mut Client<TcpStream>) -> io::Result<()> {
+        let file = DirEntry {
+            dir: self.root,
+            name: Name(b"disk"),
+        };
+        let mut epoch = self.epoch;
+        loop {
+            let args = TakeArgs {
+                file,
+                owner: Owner(b"host"),
+                expected_epoch: epoch,
+                ttl_ms: 60_000,
+            };
+            let record = client.call::<Take>(&args)?;
+            match record.results::<Take>().expect("a reply").0 {
+                Ok(grant) => {
+                    (self.handle, self.epoch) = (grant.object, grant.holding.epoch);
+                    break;
+                }
+                Err(refused) => {
+                    assert_eq!(
+                        refused.holding.epoch,
+                        self.epoch + 1,
+                        "at most the TAKE without a reply"
+                    );
+                    epoch = refused.holding.epoch;
+                }
+            }
+        }
+        let record = client.call::<Commit>(&CommitArgs {
+            file: self.handle,
+            offset: 0,
+            count: 0,
+        })?;
+        let verifier = record
+            .results::<Commit>()
+            .expect("a reply")
+            .expect("committed")
+            .verifier;
+        assert_ne!(
+            verifier, self.verifier,
+            "another instance has another verifier"
+        );
+        self.verifier = verifier;
+        for at in 0..BLOCKS {
+            let args = ReadArgs {
+                file: self.handle,
+                offset: at * BLOCK as u64,
+                count: BLOCK as u32,
+            };
+            let record = client.call::<Read>(&args)?;
+            let read = record
+                .results::<Read>()
+                .expect("a reply")
+                .expect("the holder reads");
+            if let Some(value) = self.blocks.get(&at)
+                && !self.uncommitted.contains_key(&at)
+            {
+                assert_eq!(read.data.0, [*value; BLOCK], "block {at} was committed");
+            }
+        }
+        for (at, value) in self.uncommitted.clone() {
+            self.put(client, at, value, Stability::Unstable)?;
+        }
+        self.commit(client)
+    }
+}
+
+#[test]
+fn a_hundred_kills_lose_nothing() {
+    let dir = fast_directory();
+    let mut program = Program::start(dir.path(), "127.0.0.1:0");
+    let listen = program.address.to_string();
+    let mut client = Client::new(support::connect(program.address));
+    let root = client.root();
+    client.create(root, "disk").expect("created");
+    let (handle, epoch) = client.acquire(root, "disk", "host");
+    let verifier = [0; 8];
+    let random = fastrand::Rng::with_seed(1);
+    let mut host = Host {
+        random,
+        handle,
+        root,
+        epoch,
+        verifier,
+        blocks: HashMap::new(),
+        uncommitted: HashMap::new(),
+    };
+    let mut longest = Duration::ZERO;
+    for kill in 0..100u64 {
+        // The moment of the kill is chosen by a thread that knows nothing of what the client does.
+        let pid = rustix::process::Pid::from_child(&program.child);
+        let killer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(5 + kill * 7 % 31));
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+        });
+        let ended = host.work(&mut client);
+        killer.join().expect("the killer does not fail");
+        ended.expect_err("the server was killed");
+        let died = Instant::now();
+        program.child.wait().expect("reaped");
+        program = Program::start(dir.path(), &listen);
+        client = Client::new(support::connect(program.address));
+        longest = longest.max(died.elapsed());
+    }
+    assert!(
+        host.epoch > 100 && !host.blocks.is_empty(),
+        "there was work"
+    );
+    // A client waits for no more than a start of the program.
+    assert!(longest < Duration::from_secs(3), "{longest:?}");
+}
