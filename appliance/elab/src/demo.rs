@@ -40,9 +40,17 @@ impl Rhythm {
     fn new(quick: bool) -> Self {
         let seconds = Duration::from_secs;
         if quick {
-            Self { quiet: seconds(3), pause: seconds(1), rest: seconds(1) }
+            Self {
+                quiet: seconds(3),
+                pause: seconds(1),
+                rest: seconds(1),
+            }
         } else {
-            Self { quiet: seconds(8), pause: seconds(2), rest: seconds(3) }
+            Self {
+                quiet: seconds(8),
+                pause: seconds(2),
+                rest: seconds(3),
+            }
         }
     }
 }
@@ -51,7 +59,12 @@ impl Rhythm {
 ///
 /// # Errors
 /// When the lab or the session fails, or an expectation is not met.
-pub fn run(lab: Lab, artifacts: &Artifacts, arguments: &DemoArguments, progress: &dyn Fn(&str)) -> Result<ExitCode> {
+pub fn run(
+    lab: Lab,
+    artifacts: &Artifacts,
+    arguments: &DemoArguments,
+    progress: &dyn Fn(&str),
+) -> Result<ExitCode> {
     let folder = lab.folder().to_owned();
     let outcome = act(&lab, artifacts, arguments, progress);
     let reason = match &outcome {
@@ -61,7 +74,8 @@ pub fn run(lab: Lab, artifacts: &Artifacts, arguments: &DemoArguments, progress:
     lab.stop(&reason)?;
     outcome.with_context(|| format!("the run's log and consoles are in {}", folder.display()))?;
 
-    let records = read_log(&folder.join("events.jsonl")).context("cannot read the run's own log")?;
+    let records =
+        read_log(&folder.join("events.jsonl")).context("cannot read the run's own log")?;
     let run = Run::of(&records, &Limits::default());
     run.write(&folder)
         .with_context(|| format!("cannot write the report into {}", folder.display()))?;
@@ -80,7 +94,12 @@ fn verdict(report: &Report) -> Result<ExitCode> {
         .expectations
         .iter()
         .filter(|expectation| expectation.correctness && !expectation.passed)
-        .map(|expectation| format!("{}: {}, expected {}", expectation.name, expectation.value, expectation.limit))
+        .map(|expectation| {
+            format!(
+                "{}: {}, expected {}",
+                expectation.name, expectation.value, expectation.limit
+            )
+        })
         .collect();
     if missed.is_empty() {
         Ok(ExitCode::SUCCESS)
@@ -90,7 +109,12 @@ fn verdict(report: &Report) -> Result<ExitCode> {
 }
 
 /// All that happens between the guest's start and the lab's end.
-fn act(lab: &Lab, artifacts: &Artifacts, arguments: &DemoArguments, progress: &dyn Fn(&str)) -> Result<()> {
+fn act(
+    lab: &Lab,
+    artifacts: &Artifacts,
+    arguments: &DemoArguments,
+    progress: &dyn Fn(&str),
+) -> Result<()> {
     let rhythm = Rhythm::new(arguments.quick);
     let seed = arguments.build.seed.unwrap_or(1);
     if arguments.dirty > 0 {
@@ -129,7 +153,11 @@ fn act(lab: &Lab, artifacts: &Artifacts, arguments: &DemoArguments, progress: &d
         "{} keys typed, {} documents compared: {}",
         summary.keys,
         summary.documents,
-        if summary.content_equal { "equal" } else { "NOT equal" }
+        if summary.content_equal {
+            "equal"
+        } else {
+            "NOT equal"
+        }
     ));
     Ok(())
 }
@@ -143,13 +171,17 @@ fn wait(lab: &Lab, time: Duration) -> Result<()> {
 /// The guest's own load; it ends with the guest.
 fn start_dirtying(lab: &Lab, artifacts: &Artifacts, mib_a_second: u32) -> Result<()> {
     let command = format!("elab-dirty {DIRTY_MIB} {mib_a_second} </dev/null >/dev/null 2>&1 &");
-    session::output(connect(lab)?, &access(artifacts)?, &command).context("cannot start the guest's load")?;
+    session::output(connect(lab)?, &access(artifacts)?, &command)
+        .context("cannot start the guest's load")?;
     Ok(())
 }
 
 fn connect(lab: &Lab) -> Result<Stream> {
     let guest = std::net::SocketAddrV4::new(SESSION.guest_address(1), SSH_PORT);
-    let stream = lab.client().connect(guest).context("cannot reach the guest's SSH server")?;
+    let stream = lab
+        .client()
+        .connect(guest)
+        .context("cannot reach the guest's SSH server")?;
     Ok(Stream::Unix(stream))
 }
 
@@ -187,18 +219,28 @@ fn wait_for_session(lab: &Lab, typist: &Typist, opened: &Receiver<()>) -> Result
 
 fn access(artifacts: &Artifacts) -> Result<Access> {
     let host_key = &artifacts.guest.ssh_host_key;
-    let text = std::fs::read_to_string(host_key).with_context(|| format!("cannot read {}", host_key.display()))?;
+    let text = std::fs::read_to_string(host_key)
+        .with_context(|| format!("cannot read {}", host_key.display()))?;
     Ok(Access::new("root", &artifacts.guest.ssh_key, &text)?)
 }
 
 fn start_probes(prober: &Endpoint) -> Result<Vec<ProbeId>> {
     let to = std::net::SocketAddrV4::new(SESSION.guest_address(1), ECHO_PORT);
-    [(ProbeKind::Udp, MS), (ProbeKind::Tcp, MS), (ProbeKind::Ping, 20 * MS)]
-        .into_iter()
-        .map(|(kind, interval_ns)| {
-            prober
-                .start_probe(ProbeConfig { kind, to, interval_ns })
-                .context("cannot start a probe")
-        })
-        .collect()
+    // A probe of TCP at 1 kHz beside that of UDP would by itself use up an emulated guest.
+    [
+        (ProbeKind::Udp, MS),
+        (ProbeKind::Tcp, 5 * MS),
+        (ProbeKind::Ping, 20 * MS),
+    ]
+    .into_iter()
+    .map(|(kind, interval_ns)| {
+        prober
+            .start_probe(ProbeConfig {
+                kind,
+                to,
+                interval_ns,
+            })
+            .context("cannot start a probe")
+    })
+    .collect()
 }

@@ -94,13 +94,23 @@ impl Inner {
             .open(&log)
             .with_context(|| format!("cannot write {}", log.display()))?;
         let (events, stdout) = io::pipe().context("cannot make a pipe")?;
-        let mac = STORAGE.endpoint_mac(1).map(|byte| format!("{byte:02x}")).join(":");
+        let mac = STORAGE
+            .endpoint_mac(1)
+            .map(|byte| format!("{byte:02x}"))
+            .join(":");
         let mut command = Command::new(&program.program);
         command
             .current_dir(self.folder.path())
             .args(&program.arguments)
             .arg(&program.export)
-            .args(["--no-tcp", "--switch", LINK_SOCKET, "--mac", &mac, "--address"])
+            .args([
+                "--no-tcp",
+                "--switch",
+                LINK_SOCKET,
+                "--mac",
+                &mac,
+                "--address",
+            ])
             .arg(format!("{}/{PREFIX}", STORAGE.lab_address()))
             .args(["--mtu", &STORAGE.mtu.to_string()])
             .stdin(Stdio::null())
@@ -153,9 +163,21 @@ impl Inner {
         let event = match report.event {
             Said::Ready {} => {
                 self.update(|state| state.storage_ready = true);
-                Event::StorageState { state: "ready".into() }
+                Event::StorageState {
+                    state: "ready".into(),
+                }
             }
-            Said::Lease { path, epoch, owner, change } => Event::Lease { path, epoch, owner, change },
+            Said::Lease {
+                path,
+                epoch,
+                owner,
+                change,
+            } => Event::Lease {
+                path,
+                epoch,
+                owner,
+                change,
+            },
             Said::StorageFailed { path, error } => Event::Message {
                 level: "error".into(),
                 text: format!("storage failed: {path}: {error}"),
