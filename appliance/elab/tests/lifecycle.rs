@@ -1,0 +1,275 @@
+//! Labs with hosts that are no hypervisors: what starts and what is left of it, however the lab ends.
+//!
+//! A host is a `sleep` here. Labs that are ended by signals are in `signals.rs`.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use elab::client::Client;
+use elab::lab::{HostSpec, Lab, LabConfig, Launcher, MachineFacts};
+use lab_protocol::{Command as LabCommand, Event, LinkFault, Record};
+use nix::unistd::Pid;
+
+/// Nothing here takes long; a test that waits this long has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Sleeper;
+
+impl Launcher for Sleeper {
+    fn command(&self, _: &HostSpec, folder: &Path) -> Command {
+        let mut command = Command::new("sleep");
+        command.arg("1000").current_dir(folder);
+        command
+    }
+}
+
+/// A host that ends at once.
+struct Mayfly;
+
+impl Launcher for Mayfly {
+    fn command(&self, _: &HostSpec, _: &Path) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo no such machine >&2; exit 7"]);
+        command
+    }
+}
+
+fn config(base: &Path, launcher: Box<dyn Launcher>) -> LabConfig {
+    LabConfig {
+        name: "test".into(),
+        base: base.into(),
+        hosts: 2,
+        host_memory_mib: 256,
+        launcher,
+        storage: None,
+        vms: Vec::new(),
+        seed: 1,
+        capture: false,
+        facts: MachineFacts::default(),
+    }
+}
+
+fn power_on(host: &str) -> LabCommand {
+    LabCommand::HostPowerOn { host: host.into() }
+}
+
+fn records(base: &Path) -> Vec<Record> {
+    let text = std::fs::read_to_string(base.join("test/events.jsonl")).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// Children of a lab, from its own list.
+fn processes(base: &Path) -> Vec<Pid> {
+    let text = std::fs::read_to_string(base.join("test/processes.json")).unwrap();
+    let list: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let pid = |entry: &serde_json::Value| {
+        Pid::from_raw(i32::try_from(entry["pid"].as_i64().unwrap()).unwrap())
+    };
+    list.as_array().unwrap().iter().map(pid).collect()
+}
+
+/// Whether a process runs. One that has ended but that nobody has waited for does not.
+fn runs(pid: Pid) -> bool {
+    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => !stat
+            .rsplit_once(')')
+            .is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')),
+        Err(_) => false,
+    }
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn hosts_go_on_and_off_freeze_and_thaw() {
+    let base = tempfile::tempdir().unwrap();
+    let lab = Lab::start(config(base.path(), Box::new(Sleeper))).unwrap();
+    lab.execute(&power_on("h1")).unwrap();
+    let error = lab.execute(&power_on("h1")).unwrap_err().to_string();
+    assert_eq!(error, "h1 has power already");
+    let error = lab.execute(&power_on("h9")).unwrap_err().to_string();
+    assert_eq!(error, "there is no host \"h9\"; the hosts are h1, h2");
+    let [pid] = processes(base.path())[..] else {
+        panic!("one process is expected")
+    };
+    let state = || {
+        std::fs::read_to_string(format!("/proc/{pid}/stat"))
+            .unwrap()
+            .split(' ')
+            .nth(2)
+            .unwrap()
+            .to_owned()
+    };
+    lab.execute(&LabCommand::HostFreeze { host: "h1".into() })
+        .unwrap();
+    eventually("the host is frozen", || state() == "T");
+    lab.execute(&LabCommand::HostThaw { host: "h1".into() })
+        .unwrap();
+    eventually("the host goes on", || state() == "S");
+    let error = lab
+        .execute(&LabCommand::HostPowerOff { host: "h1".into() })
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("does not answer yet"), "{error}");
+    lab.execute(&LabCommand::HostPull { host: "h1".into() })
+        .unwrap();
+    assert!(!runs(pid));
+    let error = lab
+        .execute(&LabCommand::HostPull { host: "h1".into() })
+        .unwrap_err()
+        .to_string();
+    assert_eq!(error, "h1 is off");
+    lab.execute(&power_on("h1")).unwrap();
+    lab.stop("test").unwrap();
+    let powers: Vec<_> = records(base.path())
+        .into_iter()
+        .filter_map(|record| match record.event {
+            Event::HostPower { state, .. } => Some(state),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        powers,
+        ["power-on", "frozen", "thawed", "pulled", "power-on"]
+    );
+}
+
+#[test]
+fn the_log_begins_and_ends_and_has_no_holes() {
+    let base = tempfile::tempdir().unwrap();
+    let lab = Lab::start(config(base.path(), Box::new(Sleeper))).unwrap();
+    lab.execute(&LabCommand::Mark {
+        text: "here".into(),
+    })
+    .unwrap();
+    lab.stop("test").unwrap();
+    let records = records(base.path());
+    assert!(matches!(
+        records.first().unwrap().event,
+        Event::LabStarted { .. }
+    ));
+    assert_eq!(
+        records.last().unwrap().event,
+        Event::LabStopped {
+            reason: "test".into()
+        }
+    );
+    assert!(records.iter().any(|record| record.event
+        == Event::Mark {
+            text: "here".into()
+        }));
+    assert!(
+        records
+            .iter()
+            .zip(0..)
+            .all(|(record, seq)| record.seq == seq)
+    );
+}
+
+#[test]
+fn a_host_that_dies_is_reported_with_what_it_said() {
+    let base = tempfile::tempdir().unwrap();
+    let lab = Lab::start(config(base.path(), Box::new(Mayfly))).unwrap();
+    let error = lab.power_on_all(PATIENCE).unwrap_err().to_string();
+    assert!(
+        error.contains("exit status: 7") && error.contains("no such machine"),
+        "{error}"
+    );
+}
+
+#[test]
+fn links_are_set_listed_and_healed_over_the_socket() {
+    let base = tempfile::tempdir().unwrap();
+    let lab = Lab::start(config(base.path(), Box::new(Sleeper))).unwrap();
+    let mut client = Client::connect(base.path(), "test").unwrap();
+    let fault = LinkFault {
+        delay_us: 1000,
+        ..LinkFault::default()
+    };
+    let set = |link: &str, fault: &LinkFault| LabCommand::LinkSet {
+        link: link.into(),
+        fault: fault.clone(),
+    };
+    client.execute(&set("h1:mgmt>", &fault)).unwrap();
+    client
+        .execute(&set(
+            "h2:session",
+            &LinkFault {
+                cut: true,
+                ..LinkFault::default()
+            },
+        ))
+        .unwrap();
+    let links = |client: &mut Client| -> Vec<String> {
+        let status = client.execute(&LabCommand::Status).unwrap();
+        let links = status["links"].as_array().unwrap();
+        links
+            .iter()
+            .map(|link| link["link"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(
+        links(&mut client),
+        ["h1:mgmt>", "h2:session>", "h2:session<"]
+    );
+    client
+        .execute(&LabCommand::LinkHeal {
+            link: "h2:session".into(),
+        })
+        .unwrap();
+    assert_eq!(links(&mut client), ["h1:mgmt>"]);
+    for (link, words) in [
+        ("h1:wan>", "no network"),
+        ("h7:mgmt>", "no port"),
+        ("h1", "is no link"),
+    ] {
+        let error = client.execute(&set(link, &fault)).unwrap_err().to_string();
+        assert!(error.contains(words), "{link}: {error}");
+    }
+    let nonsense = LinkFault {
+        loss: 7.0,
+        ..LinkFault::default()
+    };
+    let error = client
+        .execute(&set("h1:mgmt>", &nonsense))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("0 to 1"), "{error}");
+    assert_eq!(
+        links(&mut client),
+        ["h1:mgmt>"],
+        "a refused fault changes nothing"
+    );
+    lab.stop("test").unwrap();
+    assert!(Client::connect(base.path(), "test").is_err());
+}
+
+#[test]
+fn nonsense_on_the_socket_is_answered_and_the_connection_lives() {
+    use std::io::Write;
+    let base = tempfile::tempdir().unwrap();
+    let _lab = Lab::start(config(base.path(), Box::new(Sleeper))).unwrap();
+    let stream =
+        std::os::unix::net::UnixStream::connect(base.path().join("test/lab.sock")).unwrap();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut ask = |line: &str| {
+        (&stream).write_all(line.as_bytes()).unwrap();
+        let mut answer = String::new();
+        reader.read_line(&mut answer).unwrap();
+        answer
+    };
+    assert!(ask("hello\n").contains("this is no command"));
+    assert!(ask("{\"command\":\"vm-start\",\"vm\":\"x\"}\n").contains("missing field `host`"));
+    assert!(ask("{\"command\":\"status\"}\n").contains("\"result\":\"ok\""));
+    assert!(ask(&format!("{}\n", "x".repeat(70_000))).contains("this is no command"));
+}
