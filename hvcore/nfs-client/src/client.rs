@@ -296,6 +296,7 @@ impl<T> Client<T> {
 
     /// Takes in what arrived.
     pub fn receive(&mut self, mut bytes: &[u8], now_ns: u64) {
+        self.connection.on_bytes(now_ns);
         while self.connection.is_up() {
             match self.assembler.next(&mut bytes) {
                 Ok(Some(record)) => self.on_record(record, now_ns),
@@ -313,10 +314,11 @@ impl<T> Client<T> {
         // A number that is not pending: the answer to a call that has been forgotten or timed out.
         let number = self.number(xid);
         let Some(pending) = number.and_then(|number| self.remove(number)) else {
-            self.connection.on_answer(self.sent_calls > 0, now_ns);
+            self.connection.on_answer(true, self.sent_calls > 0);
             return;
         };
-        self.connection.on_answer(self.sent_calls > 0, now_ns);
+        self.connection
+            .on_answer(pending.tag.is_none(), self.sent_calls > 0);
         let result = pending.call.decode(record);
         if result.as_ref().is_err_and(call::is_try_later) {
             let until_ns = now_ns + TRY_LATER_NS;
@@ -349,6 +351,9 @@ impl<T> Client<T> {
     /// Time has passed.
     pub fn on_time(&mut self, now_ns: u64) {
         self.connection.on_time(now_ns);
+        if self.connection.must_probe() {
+            self.add(None, Call::Null, None, Progress::Queued);
+        }
         let due: Vec<u64> = self
             .pending
             .iter()
@@ -613,6 +618,45 @@ mod tests {
         assert!(!client.wants_connection(), "not at once again");
         client.on_time(client.next_deadline_ns().expect("it will"));
         assert!(client.wants_connection());
+    }
+
+    #[test]
+    fn a_slow_server_is_probed_and_keeps_its_connection() {
+        let mut client = client();
+        client.on_connected(0);
+        client.call("slow", Call::Commit { file: file() }, None);
+        let mut now = 0;
+        for _ in 0..50 {
+            for record in sent(&mut client, now) {
+                let call = rpc::Call::parse(&record).expect("a call");
+                if call.procedure == 0 {
+                    client.receive(&rpc::reply::<nfs::Null>(call.xid, &()), now);
+                }
+            }
+            now = client.next_deadline_ns().expect("something is awaited");
+            client.on_time(now);
+            assert!(client.wants_connection() && client.is_up());
+        }
+        assert!(now > 20_000_000_000);
+    }
+
+    #[test]
+    fn an_attempt_to_connect_is_replaced() {
+        let mut client = client();
+        let mut attempts = 0;
+        let mut wanted = false;
+        for ms in 0..10_000 {
+            client.on_time(ms * 1_000_000);
+            if client.wants_connection() != wanted {
+                wanted = !wanted;
+                if wanted {
+                    attempts += 1;
+                } else {
+                    client.on_disconnected(ms * 1_000_000);
+                }
+            }
+        }
+        assert!((9..=16).contains(&attempts), "{attempts} in 10 s");
     }
 
     #[test]

@@ -16,9 +16,10 @@ use crate::error::StorageError;
 
 /// Longest path below the export.
 const MAX_PATH: usize = 1024;
-/// Sizes of READ and WRITE are kept between these, whatever the server says.
+/// Sizes of READ and WRITE are kept between these, whatever the server says. Longer ones save little, overlap
+/// less, and on a slow link look like silence.
 const MIN_IO: u32 = 4096;
-const MAX_IO: u32 = nfs3::MAX_DATA as u32;
+const MAX_IO: u32 = 256 << 10;
 
 /// Most bytes of a READ and of a WRITE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
