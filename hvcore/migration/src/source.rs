@@ -423,7 +423,7 @@ impl Source {
         match self.state {
             State::Committing { .. } => self.handed_over(now_ns),
             State::Reclaiming { .. } => self.end(now_ns, SourceOutcome::Moved),
-            State::Forwarding { .. } => {}
+            State::Forwarding { .. } | State::Ended(SourceOutcome::Moved) => {}
             _ => return false,
         }
         true
