@@ -29,6 +29,10 @@ pub const MAX_VCPUS: u8 = 16;
 /// Most disks and network cards a machine can have: slots on its PCI bus.
 pub const MAX_DEVICES: usize = 24;
 
+/// How long a guest is left in the dark about frames that have left: longer than between two frames of a
+/// steady conversation, shorter than a sender notices.
+const TELL_AFTER_NS: u64 = 2_000_000;
+
 /// Readings of the host's clocks, and randomness.
 pub trait Clock {
     /// Nanoseconds since some fixed point; never goes back.
@@ -186,6 +190,12 @@ pub struct Machine {
     pub(crate) synchronised: bool,
     /// Functions with queues to look at, as bits.
     rung: u64,
+    /// Cards with frames that have left and that the guest was not told of, as bits.
+    pub(crate) untold: u64,
+    /// When it must be told.
+    pub(crate) tell_ns: u64,
+    /// Host time at the last entry.
+    pub(crate) entered_ns: u64,
     next_request: u64,
     pub(crate) misbehaviour: Option<String>,
     pub(crate) exits: ExitCounts,
@@ -228,6 +238,9 @@ impl Machine {
             functions,
             synchronised: false,
             rung: 0,
+            untold: 0,
+            tell_ns: 0,
+            entered_ns: 0,
             next_request: 0,
             misbehaviour: None,
             exits: ExitCounts::default(),
@@ -274,6 +287,7 @@ impl Machine {
         let processor = &self.processors[index];
         !self.synchronised
             || self.misbehaviour.is_some()
+            || self.untold != 0 && self.tell_ns <= clock.now_ns()
             || processor.is_runnable()
             || processor
                 .apic
@@ -281,7 +295,7 @@ impl Machine {
                 .is_some_and(|deadline| deadline <= clock.now_ns())
     }
 
-    /// When the next timer of any vCPU fires, on [`Clock::now_ns`]'s scale. A timer that is due and
+    /// When the next timer of any vCPU fires, or the guest must be told that frames have left, on [`Clock::now_ns`]'s scale. A timer that is due and
     /// that no [`run`](Self::run) has noticed yet counts, with its moment in the past: a host that finds nothing
     /// [`runnable`](Self::runnable), reads this a moment later and halts until then must not miss a timer
     /// that fell due in between.
@@ -290,6 +304,7 @@ impl Machine {
         self.processors
             .iter()
             .filter_map(|processor| processor.apic.deadline_ns())
+            .chain((self.untold != 0).then_some(self.tell_ns))
             .min()
     }
 
@@ -363,9 +378,12 @@ impl Machine {
             };
             if let Ok(Some(frame)) = next {
                 self.ring(function);
+                self.tell_later(function);
                 return Some((nic, frame));
             }
-            self.finish_queue(function, net::TRANSMIT, next.map(|_| ()));
+            if let Err(error) = next {
+                self.finish_queue(function, net::TRANSMIT, Err(error));
+            }
         }
         None
     }
@@ -480,8 +498,39 @@ impl Machine {
         self.rung |= 1 << function;
     }
 
+    /// After a restore: whatever waits in any queue, on either side, is looked at.
     pub(crate) fn ring_all(&mut self) {
         self.rung = u64::MAX;
+        self.untold = u64::MAX;
+        self.tell_ns = 0;
+    }
+
+    /// That a frame has left interests the guest little, and a driver looks for it anyway when the next one arrives:
+    /// most of these interrupts need never be sent if they wait a little.
+    fn tell_later(&mut self, function: usize) {
+        if self.untold == 0 {
+            self.tell_ns = self.entered_ns + TELL_AFTER_NS;
+        }
+        self.untold |= 1 << function;
+    }
+
+    /// Tells the guest of frames that have left, when it is time; forgets those that its driver has found by itself.
+    pub(crate) fn tell_of_frames(&mut self, now_ns: u64) {
+        let due = self.tell_ns <= now_ns;
+        let disks = self.config.disks.len();
+        let cards = disks..disks + self.config.nics.len();
+        self.untold &= cards.clone().fold(0, |bits, card| bits | 1 << card);
+        for function in cards {
+            let bit = 1 << function;
+            if self.untold & bit == 0 {
+                continue;
+            }
+            let wanted = self.functions[function].wants_interrupt(net::TRANSMIT, &self.memory);
+            if due || wanted != Ok(true) {
+                self.untold &= !bit;
+                self.finish_queue(function, net::TRANSMIT, wanted.map(|_| ()));
+            }
+        }
     }
 
     fn take_rung(&mut self, function: usize) -> bool {

@@ -5,7 +5,10 @@ use iced_x86::code_asm::*;
 use std::{collections::BTreeSet, vec::Vec};
 
 use super::*;
-use crate::testing::{CODE, TSC_HZ, TestClock, TestVcpu, machine};
+use crate::{
+    testing::{CODE, TSC_HZ, TestClock, TestVcpu, machine},
+    virtio::testing::Driver,
+};
 
 const SVR: u32 = 0x80f;
 const EOI: u32 = 0x80b;
@@ -509,4 +512,92 @@ fn guest_time_goes_on_without_a_step_where_the_counter_is_faster() {
     assert_eq!(read(0) as u32, version + 2);
     assert_eq!(read(8), TSC_HZ, "from this value of the counter");
     assert!(read(16).abs_diff(1_000_000_000) < 10, "at this time");
+}
+
+/// A machine whose card has its transmit queue set up, with vector 0x61 for it.
+fn with_card(clock: &TestClock) -> (Machine, TestVcpu) {
+    let mut machine = machine(1);
+    let vcpu = started(&mut machine, 0, clock);
+    let card = &mut machine.functions[1];
+    for (register, size, value) in [
+        (0x14, 1, 3),
+        (0x08, 4, 1),
+        (0x0c, 4, 1),
+        (0x14, 1, 0xb),
+        (0x16, 2, 1),
+        (0x18, 2, 8),
+        (0x20, 8, 0xb000),
+        (0x28, 8, 0xc000),
+        (0x30, 8, 0xd000),
+        (0x1a, 2, 1),
+        (0x1c, 2, 1),
+        (0x14, 1, 0xf),
+        (0x4010, 4, 0xfee0_0000),
+        (0x4018, 4, 0x61),
+        (0x401c, 4, 0),
+    ] {
+        card.write(register, size, value).unwrap();
+    }
+    let control = (0x40..0xf0)
+        .step_by(4)
+        .find(|place| card.config().read(*place, 1) == 0x11)
+        .unwrap();
+    card.write_config(control + 2, 2, 0x8000);
+    (machine, vcpu)
+}
+
+/// Has the guest send a frame, and the host take it.
+fn send_frame(machine: &mut Machine) {
+    let mut driver = Driver::new(machine.memory(), 0xb000, 8);
+    driver.add(&[(0x8000, 72, false)]);
+    machine.ring(1);
+    assert!(machine.next_frame().is_some());
+    assert!(machine.next_frame().is_none());
+}
+
+#[test]
+fn a_guest_is_told_late_that_a_frame_has_left() {
+    let clock = TestClock::at(1000);
+    let (mut machine, mut vcpu) = with_card(&clock);
+    machine.run(0, &mut vcpu, &clock);
+    send_frame(&mut machine);
+    assert_eq!(machine.run(0, &mut vcpu, &clock), Outcome::Interrupted);
+    assert!(vcpu.delivered.is_empty());
+    vcpu.exit(&mut machine, Exit::Halt, &clock);
+    let at = machine.next_deadline_ns().unwrap();
+    assert!(!machine.runnable(0, &clock));
+    clock.now_ns.set(at);
+    assert!(machine.runnable(0, &clock));
+    machine.run(0, &mut vcpu, &clock);
+    assert_eq!(vcpu.delivered, [Event::Interrupt(0x61)]);
+    assert_eq!(machine.next_deadline_ns(), None);
+}
+
+#[test]
+fn a_guest_that_has_looked_for_itself_is_not_told() {
+    let clock = TestClock::at(1000);
+    let (mut machine, mut vcpu) = with_card(&clock);
+    machine.run(0, &mut vcpu, &clock);
+    send_frame(&mut machine);
+    // The driver wants no more interrupts.
+    machine.memory().write(Gpa(0xc000), &[1, 0]).unwrap();
+    machine.run(0, &mut vcpu, &clock);
+    assert_eq!(machine.next_deadline_ns(), None);
+    clock.now_ns.set(1 << 40);
+    machine.run(0, &mut vcpu, &clock);
+    assert!(vcpu.delivered.is_empty());
+}
+
+#[test]
+fn what_a_guest_was_not_told_before_a_move_it_is_told_after() {
+    let clock = TestClock::at(1000);
+    let (mut first, mut vcpu) = with_card(&clock);
+    send_frame(&mut first);
+    let mut bytes = std::vec![0; crate::testing::RAM];
+    first.memory().read(Gpa(0), &mut bytes).unwrap();
+    let mut second = machine(1);
+    second.memory().write(Gpa(0), &bytes).unwrap();
+    second.restore(&first.save()).unwrap();
+    second.run(0, &mut vcpu, &clock);
+    assert_eq!(vcpu.delivered, [Event::Interrupt(0x61)]);
 }

@@ -307,11 +307,20 @@ impl Queue {
     /// # Errors
     /// When the available ring is not RAM.
     pub fn interrupt_due(&mut self, memory: &GuestMemory) -> Result<bool, RingError> {
+        let due = self.interrupt_wanted(memory)?;
+        self.signalled = self.next_used;
+        Ok(due)
+    }
+
+    /// As [`Self::interrupt_due`], but nobody counts as asked.
+    ///
+    /// # Errors
+    /// When the available ring is not RAM.
+    pub fn interrupt_wanted(&self, memory: &GuestMemory) -> Result<bool, RingError> {
         let (old, new) = (self.signalled, self.next_used);
-        if old == new {
+        if !self.ready || old == new {
             return Ok(false);
         }
-        self.signalled = new;
         fence(Ordering::SeqCst);
         if self.event_idx {
             let event = memory.read_u16(at(self.available, 4 + 2 * u64::from(self.size)))?;

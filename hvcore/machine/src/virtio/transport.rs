@@ -250,11 +250,19 @@ impl Function {
         memory: &GuestMemory,
     ) -> Result<Option<Message>, RingError> {
         let queue = &mut self.queues[queue];
-        if !queue.ready || !queue.interrupt_due(memory)? {
+        if !queue.interrupt_due(memory)? {
             return Ok(None);
         }
         let vector = queue.vector;
         Ok(self.signal(vector, 1))
+    }
+
+    /// Whether [`Self::interrupt`] would send one.
+    ///
+    /// # Errors
+    /// When the ring breaks the rules.
+    pub fn wants_interrupt(&self, queue: usize, memory: &GuestMemory) -> Result<bool, RingError> {
+        self.queues[queue].interrupt_wanted(memory)
     }
 
     /// The interrupt for a change of the device's configuration.
