@@ -121,6 +121,27 @@ fn no_wake_up_is_lost_between_sti_and_hlt() {
     }
 }
 
+/// Every few milliseconds all their state is carried into new VMs, as in a migration.
+#[test]
+fn guests_do_not_notice_that_they_move() {
+    let said = host()
+        .run("guest memory=8 moves=10 -- test=all guest memory=8 moves=15 -- test=bystander guest memory=8 moves=10 -- test=halt-race")
+        .unwrap();
+    assert!(
+        !said.contains("FAILED") && !said.contains("does not move"),
+        "{said}"
+    );
+    for (number, program) in [(1, "extended-state"), (2, "bystander"), (3, "halt-race")] {
+        let ok = format!("{number}> ok {program}");
+        expect(&said, |line| line == ok, &ok);
+    }
+    let moved = said
+        .lines()
+        .find(|line| line.starts_with("elab: guest 2 was moved "))
+        .unwrap_or_else(|| panic!("guest 2 did not move:\n{said}"));
+    assert!(number_before(moved, " times") > 1, "{moved}");
+}
+
 #[test]
 fn a_guest_too_large_is_refused_with_the_numbers() {
     let said = host()
