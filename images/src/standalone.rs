@@ -22,6 +22,8 @@ pub struct Host {
     /// Virtual time: every instruction takes a nanosecond, so what is measured does not depend on the
     /// machine that runs QEMU.
     pub virtual_time: bool,
+    /// Run under KVM, with nested virtualization, instead of emulation.
+    pub kvm: bool,
     /// When QEMU is killed, in seconds.
     pub limit_s: u32,
 }
@@ -37,6 +39,7 @@ impl Host {
             module: hypervisor::build_test_guests()?,
             memory_mib: 768,
             virtual_time: false,
+            kvm: false,
             limit_s: 60,
         })
     }
@@ -49,6 +52,7 @@ impl Host {
         let shell = Shell::new()?;
         let Self { image, module, .. } = self;
         let (limit, memory) = (self.limit_s.to_string(), self.memory_mib.to_string());
+        let accelerator = if self.kvm { "kvm" } else { "tcg" };
         let time: &[&str] = if self.virtual_time {
             &[
                 "-icount",
@@ -61,7 +65,7 @@ impl Host {
         };
         let output = cmd!(
             shell,
-            "timeout --kill-after 5 {limit} qemu-system-x86_64 -machine q35 -accel tcg -cpu max -m {memory} -display none
+            "timeout --kill-after 5 {limit} qemu-system-x86_64 -machine q35 -accel {accelerator} -cpu max -m {memory} -display none
              -serial stdio -no-reboot -nic none -kernel {image} -initrd {module} -append {guests} {time...}"
         )
         .quiet()

@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use host_protocol::{DiskConfig, VmConfig};
 use images::guest::SessionGuest;
+use images::standalone::Host;
 
 use crate::accelerator::Accelerator;
 use crate::cli::CannotRun;
@@ -22,6 +23,8 @@ pub const IMAGES: &str = ".elab/images";
 /// The session guest's name, and number.
 pub const GUEST: &str = "session";
 const GUEST_NUMBER: u8 = 1;
+/// A nested guest that works at all is through in one second.
+const NESTED_LIMIT_S: u32 = 10;
 const GUEST_MEMORY_MIB: u32 = 256;
 
 /// What the lab runs.
@@ -154,6 +157,22 @@ fn storage_repository(folder: &Path, guest: &SessionGuest) -> Result<(PathBuf, V
         nics: vec![guest_mac(GUEST_NUMBER)],
     };
     Ok((export, vm))
+}
+
+/// Chooses the accelerator; `progress` is told when that takes a moment.
+pub fn choose_accelerator(progress: &dyn Fn(&str)) -> Accelerator {
+    Accelerator::choose(|| {
+        progress("trying a nested guest under KVM");
+        let host = Host {
+            kvm: true,
+            limit_s: NESTED_LIMIT_S,
+            ..Host::with_test_guests().map_err(|error| format!("{error:#}"))?
+        };
+        // Any test guest will do: that one came to its end is the proof.
+        host.run("guest memory=8 -- test=cpuid")
+            .map(drop)
+            .map_err(|error| format!("{error:#}"))
+    })
 }
 
 /// The first line of QEMU's version.

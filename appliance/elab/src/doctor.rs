@@ -118,7 +118,7 @@ fn disk() -> Finding {
     let here = Path::new(".");
     match nix::sys::statvfs::statvfs(here) {
         Ok(stat) => {
-            let free = stat.blocks_available() as u64 * stat.fragment_size() as u64 >> 20;
+            let free = (stat.blocks_available() * stat.fragment_size()) >> 20;
             let remedy = format!("images and a run need {DISK_MIB} MiB in {IMAGES} and {RUNS}");
             finding("free disk", free >= DISK_MIB, format!("{free} MiB"), remedy)
         }

@@ -11,7 +11,6 @@ use super::{
     Action, Build, CannotRun, Cli, DemoArguments, HostAction, LinkAction, SrAction, VmAction,
     Which, status,
 };
-use crate::accelerator::Accelerator;
 use crate::assembly::{self, Choices, GUEST};
 use crate::client::Client;
 use crate::interrupt::{self, Interrupts};
@@ -196,7 +195,7 @@ fn start_lab(
     guest: bool,
     interrupts: &Interrupts,
 ) -> Result<(Lab, assembly::Artifacts)> {
-    let accelerator = Accelerator::choose(|| Err("not tried yet".into()));
+    let accelerator = assembly::choose_accelerator(&progress);
     progress(&format!("accelerator {accelerator}"));
     let artifacts = assembly::artifacts(choices, &progress)?;
     let base = Path::new(RUNS);

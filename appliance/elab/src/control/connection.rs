@@ -178,7 +178,7 @@ impl Connection {
             number
         };
         let sent = send(
-            &mut *lock(&self.shared.writer),
+            &mut lock(&self.shared.writer),
             &Request::Command { number, command },
         );
         let result = match sent {
@@ -204,7 +204,7 @@ impl Connection {
     pub fn console_input(&self, vm: VmId, bytes: &[u8]) -> io::Result<()> {
         let bytes = bytes.to_vec();
         send(
-            &mut *lock(&self.shared.writer),
+            &mut lock(&self.shared.writer),
             &Request::ConsoleInput { vm, bytes },
         )
     }
@@ -281,7 +281,7 @@ impl Listener {
         self.last_ping_ns = now_ns;
         self.pings.insert(self.next_ping, now_ns);
         send(
-            &mut *lock(&self.shared.writer),
+            &mut lock(&self.shared.writer),
             &Request::Ping {
                 token: self.next_ping,
             },

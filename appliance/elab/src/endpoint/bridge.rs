@@ -70,7 +70,7 @@ impl Bridge {
                 return true;
             }
         }
-        if self.to_near(socket).is_err() || self.from_near(socket).is_err() {
+        if self.deliver(socket).is_err() || self.fetch(socket).is_err() {
             socket.abort();
             return false;
         }
@@ -88,7 +88,7 @@ impl Bridge {
         }
     }
 
-    fn to_near(&mut self, socket: &mut Socket<'_>) -> io::Result<()> {
+    fn deliver(&mut self, socket: &mut Socket<'_>) -> io::Result<()> {
         while self.writable && socket.can_recv() {
             let near = &mut self.near;
             let outcome = socket.recv(|bytes| match near.write(bytes) {
@@ -113,7 +113,7 @@ impl Bridge {
         Ok(())
     }
 
-    fn from_near(&mut self, socket: &mut Socket<'_>) -> io::Result<()> {
+    fn fetch(&mut self, socket: &mut Socket<'_>) -> io::Result<()> {
         while self.readable && !self.near_ended && socket.can_send() {
             let near = &mut self.near;
             let outcome = socket.send(|room| match near.read(room) {
