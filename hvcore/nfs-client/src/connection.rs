@@ -11,13 +11,13 @@ const PROBE_NS: u64 = 500 * MS;
 const LATE_NS: u64 = 1_000 * MS;
 /// Silence after which the connection is given up; doubles with each one in a row that brought no answer, since
 /// each repeats its work.
-const PATIENCE_NS: u64 = 2_000 * MS;
-const PATIENCE_MAX_NS: u64 = 32_000 * MS;
+const PATIENCE_NS: u64 = 1_250 * MS;
+const PATIENCE_MAX_NS: u64 = 40_000 * MS;
 /// An attempt to connect is given up after so long.
 const CONNECT_NS: u64 = 600 * MS;
 /// Pause before the next attempt; doubles from the first to the last.
 const RETRY_NS: u64 = 50 * MS;
-const RETRY_MAX_NS: u64 = 400 * MS;
+const RETRY_MAX_NS: u64 = 100 * MS;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
