@@ -33,6 +33,9 @@ pub const MAX_DEVICES: usize = 24;
 /// steady conversation, shorter than a sender notices.
 const TELL_AFTER_NS: u64 = 2_000_000;
 
+/// How long a guest that is busy and has sent a frame need not ring for the next ones, because somebody will look anyway.
+pub(crate) const WATCH_NS: u64 = 1_000_000;
+
 /// Readings of the host's clocks, and randomness.
 pub trait Clock {
     /// Nanoseconds since some fixed point; never goes back.
@@ -194,8 +197,12 @@ pub struct Machine {
     pub(crate) untold: u64,
     /// When it must be told.
     pub(crate) tell_ns: u64,
-    /// Host time at the last entry.
-    pub(crate) entered_ns: u64,
+    /// Cards whose guest need not ring for frames, as bits.
+    watched: u64,
+    /// Until when.
+    watch_until_ns: u64,
+    /// Host time when somebody looked at the clock last.
+    pub(crate) seen_ns: u64,
     next_request: u64,
     pub(crate) misbehaviour: Option<String>,
     pub(crate) exits: ExitCounts,
@@ -240,7 +247,9 @@ impl Machine {
             rung: 0,
             untold: 0,
             tell_ns: 0,
-            entered_ns: 0,
+            watched: 0,
+            watch_until_ns: 0,
+            seen_ns: 0,
             next_request: 0,
             misbehaviour: None,
             exits: ExitCounts::default(),
@@ -305,6 +314,7 @@ impl Machine {
             .iter()
             .filter_map(|processor| processor.apic.deadline_ns())
             .chain((self.untold != 0).then_some(self.tell_ns))
+            .chain((self.watched != 0).then_some(self.watch_until_ns))
             .min()
     }
 
@@ -369,23 +379,75 @@ impl Machine {
     pub fn next_frame(&mut self) -> Option<(usize, Vec<u8>)> {
         for nic in 0..self.config.nics.len() {
             let function = self.config.disks.len() + nic;
-            if !self.take_rung(function) {
+            let rung = self.take_rung(function);
+            if !rung && self.watched & 1 << function == 0 {
                 continue;
             }
-            let next = match self.functions[function].device_and_queue(net::TRANSMIT) {
-                Some((Device::Net(card), queue)) => card.next_frame(queue, &self.memory),
-                _ => Ok(None),
-            };
-            if let Ok(Some(frame)) = next {
-                self.ring(function);
-                self.tell_later(function);
-                return Some((nic, frame));
+            let mut next = self.take_frame(function);
+            let quiet = matches!(next, Ok(None));
+            if quiet && !self.keep_watching(function, rung) {
+                next = match self.ask_to_ring(function) {
+                    Ok(true) => self.take_frame(function),
+                    Ok(false) => Ok(None),
+                    Err(error) => Err(error),
+                };
             }
-            if let Err(error) = next {
-                self.finish_queue(function, net::TRANSMIT, Err(error));
+            match next {
+                Ok(Some(frame)) => {
+                    self.ring(function);
+                    self.tell_later(function);
+                    return Some((nic, frame));
+                }
+                Ok(None) => {}
+                Err(error) => self.finish_queue(function, net::TRANSMIT, Err(error)),
             }
         }
         None
+    }
+
+    fn take_frame(&mut self, function: usize) -> Result<Option<Vec<u8>>, RingError> {
+        match self.functions[function].device_and_queue(net::TRANSMIT) {
+            Some((Device::Net(card), queue)) => card.next_frame(queue, &self.memory),
+            _ => Ok(None),
+        }
+    }
+
+    fn ask_to_ring(&mut self, function: usize) -> Result<bool, RingError> {
+        match self.functions[function].device_and_queue(net::TRANSMIT) {
+            Some((_, queue)) => queue.ask_to_ring(&self.memory),
+            None => Ok(false),
+        }
+    }
+
+    /// Whether a guest that has no frame to send at the moment need not ring for its next one: it has sent some
+    /// lately and is still at work, so it will come out soon for other reasons, and an exit for each frame
+    /// costs it more than the wait. `sent`: it has just done so.
+    fn keep_watching(&mut self, function: usize, sent: bool) -> bool {
+        let bit = 1 << function;
+        if sent {
+            self.watch_until_ns = self.seen_ns + WATCH_NS;
+        }
+        let watch = self.seen_ns < self.watch_until_ns && self.is_busy();
+        self.watched = if watch {
+            self.watched | bit
+        } else {
+            self.watched & !bit
+        };
+        watch
+    }
+
+    /// Whether any vCPU is at work.
+    fn is_busy(&self) -> bool {
+        self.processors.iter().any(Processor::is_runnable)
+    }
+
+    /// A vCPU has nothing more to do: if it was the last one, what it has sent without ringing is looked at now.
+    pub(crate) fn ring_watched(&mut self) -> bool {
+        if self.watched == 0 || self.is_busy() {
+            return false;
+        }
+        self.rung |= self.watched;
+        true
     }
 
     /// Hands a frame to a card. `false`: no buffer is free; keep the frame and try again after the vCPU
@@ -509,7 +571,7 @@ impl Machine {
     /// most of these interrupts need never be sent if they wait a little.
     fn tell_later(&mut self, function: usize) {
         if self.untold == 0 {
-            self.tell_ns = self.entered_ns + TELL_AFTER_NS;
+            self.tell_ns = self.seen_ns + TELL_AFTER_NS;
         }
         self.untold |= 1 << function;
     }

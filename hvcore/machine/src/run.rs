@@ -92,7 +92,7 @@ impl Machine {
 
     fn expire_timers(&mut self, clock: &impl Clock) {
         let now_ns = clock.now_ns();
-        self.entered_ns = now_ns;
+        self.seen_ns = now_ns;
         if self.untold != 0 {
             self.tell_of_frames(now_ns);
         }
@@ -120,7 +120,10 @@ impl Machine {
         clock: &impl Clock,
     ) -> Answer {
         match *exit {
-            Exit::Interrupted => return Some(Outcome::Interrupted),
+            Exit::Interrupted => {
+                self.seen_ns = clock.now_ns();
+                return Some(Outcome::Interrupted);
+            }
             Exit::InterruptWindow => {}
             Exit::Cpuid => self.answer_cpuid(index, vcpu),
             Exit::ReadMsr => {
@@ -148,6 +151,9 @@ impl Machine {
             Exit::Halt => {
                 self.step_over(vcpu, length::HALT);
                 self.processors[index].halt(vcpu.rflags());
+                if self.ring_watched() {
+                    return Some(Outcome::Work);
+                }
             }
             Exit::Pause => {
                 self.step_over(vcpu, length::PAUSE);
@@ -400,6 +406,7 @@ impl Machine {
             Device::Entropy => entropy::serve(ring, &self.memory, |bytes| clock.random(bytes)),
             Device::Net(card) if queue == net::CONTROL => card.control(ring, &self.memory),
             _ => {
+                self.seen_ns = clock.now_ns();
                 self.ring(function);
                 return Some(Outcome::Work);
             }

@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, vec::Vec};
 
 use super::*;
 use crate::{
+    machine::WATCH_NS,
     testing::{CODE, TSC_HZ, TestClock, TestVcpu, machine},
     virtio::testing::Driver,
 };
@@ -521,6 +522,7 @@ fn with_card(clock: &TestClock) -> (Machine, TestVcpu) {
     let card = &mut machine.functions[1];
     for (register, size, value) in [
         (0x14, 1, 3),
+        (0x0c, 4, 1 << 29),
         (0x08, 4, 1),
         (0x0c, 4, 1),
         (0x14, 1, 0xb),
@@ -563,7 +565,8 @@ fn a_guest_is_told_late_that_a_frame_has_left() {
     send_frame(&mut machine);
     assert_eq!(machine.run(0, &mut vcpu, &clock), Outcome::Interrupted);
     assert!(vcpu.delivered.is_empty());
-    vcpu.exit(&mut machine, Exit::Halt, &clock);
+    assert_eq!(vcpu.exit(&mut machine, Exit::Halt, &clock), Outcome::Work);
+    assert!(machine.next_frame().is_none());
     let at = machine.next_deadline_ns().unwrap();
     assert!(!machine.runnable(0, &clock));
     clock.now_ns.set(at);
@@ -579,12 +582,12 @@ fn a_guest_that_has_looked_for_itself_is_not_told() {
     let (mut machine, mut vcpu) = with_card(&clock);
     machine.run(0, &mut vcpu, &clock);
     send_frame(&mut machine);
-    // The driver wants no more interrupts.
-    machine.memory().write(Gpa(0xc000), &[1, 0]).unwrap();
-    machine.run(0, &mut vcpu, &clock);
-    assert_eq!(machine.next_deadline_ns(), None);
+    // The driver has seen the first one and wants to hear of one far ahead.
+    machine.memory().write(Gpa(0xc000 + 20), &[7, 0]).unwrap();
     clock.now_ns.set(1 << 40);
     machine.run(0, &mut vcpu, &clock);
+    assert!(machine.next_frame().is_none());
+    assert_eq!(machine.next_deadline_ns(), None);
     assert!(vcpu.delivered.is_empty());
 }
 
@@ -600,4 +603,48 @@ fn what_a_guest_was_not_told_before_a_move_it_is_told_after() {
     second.restore(&first.save()).unwrap();
     second.run(0, &mut vcpu, &clock);
     assert_eq!(vcpu.delivered, [Event::Interrupt(0x61)]);
+}
+
+#[test]
+fn a_busy_guest_need_not_ring_for_each_frame() {
+    let clock = TestClock::at(1000);
+    let (mut machine, mut vcpu) = with_card(&clock);
+    // What the guest compares its index with before it rings.
+    let ring_after = |machine: &Machine| machine.memory().read_u16(Gpa(0xd000 + 68)).unwrap();
+    machine.run(0, &mut vcpu, &clock);
+    send_frame(&mut machine);
+    assert_eq!(ring_after(&machine), 0, "not asked to");
+    // The next frame is found without a ring.
+    let mut driver = Driver::new(machine.memory(), 0xb000, 8);
+    driver.add(&[(0x8000, 72, false)]);
+    driver.add(&[(0x8000, 72, false)]);
+    clock.now_ns.set(500_000);
+    machine.run(0, &mut vcpu, &clock);
+    assert!(machine.next_frame().is_some() && machine.next_frame().is_none());
+    // Quiet for long enough: it must ring again.
+    let at = machine.next_deadline_ns().unwrap();
+    assert_eq!(at, 500_000 + WATCH_NS);
+    clock.now_ns.set(at);
+    machine.run(0, &mut vcpu, &clock);
+    assert!(machine.next_frame().is_none());
+    assert_eq!(ring_after(&machine), 2);
+}
+
+#[test]
+fn what_a_guest_has_sent_before_it_halts_is_found() {
+    let clock = TestClock::at(1000);
+    let (mut machine, mut vcpu) = with_card(&clock);
+    machine.run(0, &mut vcpu, &clock);
+    send_frame(&mut machine);
+    let mut driver = Driver::new(machine.memory(), 0xb000, 8);
+    driver.add(&[(0x8000, 72, false)]);
+    driver.add(&[(0x8000, 72, false)]);
+    assert_eq!(vcpu.exit(&mut machine, Exit::Halt, &clock), Outcome::Work);
+    assert!(machine.next_frame().is_some() && machine.next_frame().is_none());
+    assert_eq!(
+        machine.memory().read_u16(Gpa(0xd000 + 68)).unwrap(),
+        2,
+        "it must ring again"
+    );
+    assert!(!machine.runnable(0, &clock));
 }

@@ -105,7 +105,8 @@ impl Net {
         usize::from(self.model.mtu) + ETHERNET_HEADER + VLAN_TAG
     }
 
-    /// The next frame that the guest sends; frames longer than the MTU allows are dropped, as by a wire.
+    /// The next frame that the guest sends, without asking it to ring for the one after it. Frames longer than the MTU
+    /// allows are dropped, as by a wire.
     ///
     /// # Errors
     /// When the ring breaks the rules.
@@ -115,7 +116,7 @@ impl Net {
         memory: &GuestMemory,
     ) -> Result<Option<Vec<u8>>, RingError> {
         for _ in 0..=queue.size {
-            let Some(chain) = queue.pop(memory)? else {
+            let Some(chain) = queue.poll(memory)? else {
                 return Ok(None);
             };
             let len = chain.readable_len();

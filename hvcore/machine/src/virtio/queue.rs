@@ -204,27 +204,46 @@ impl Queue {
             && self.used.is_multiple_of(4)
     }
 
-    /// Takes the next chain.
+    /// Takes the next chain; when there is none, asks the driver to ring when there is one again.
     ///
     /// # Errors
     /// When the ring breaks the rules.
     pub fn pop(&mut self, memory: &GuestMemory) -> Result<Option<Chain>, RingError> {
-        if !self.ready {
-            return Ok(None);
+        match self.poll(memory)? {
+            None if self.ask_to_ring(memory)? => self.poll(memory),
+            next => Ok(next),
         }
-        if self.waiting(memory)? == 0 {
-            // Only now are notifications wanted, so a driver that is ahead of us does not ring in vain. It may have
-            // added a chain before it could see that: look again.
-            self.want_notification(memory)?;
-            if self.waiting(memory)? == 0 {
-                return Ok(None);
-            }
+    }
+
+    /// Takes the next chain. The driver goes on not to ring while the device has not asked it to.
+    ///
+    /// # Errors
+    /// When the ring breaks the rules.
+    pub fn poll(&mut self, memory: &GuestMemory) -> Result<Option<Chain>, RingError> {
+        if !self.ready || self.waiting(memory)? == 0 {
+            return Ok(None);
         }
         let slot = u64::from(self.next_available % self.size);
         let head = memory.read_u16(at(self.available, 4 + 2 * slot))?;
         let chain = self.chain(memory, head)?;
         self.next_available = self.next_available.wrapping_add(1);
         Ok(Some(chain))
+    }
+
+    /// Asks the driver to ring for its next chain. True when it has added one before it could see that.
+    ///
+    /// # Errors
+    /// When the ring breaks the rules.
+    pub fn ask_to_ring(&self, memory: &GuestMemory) -> Result<bool, RingError> {
+        if !self.ready {
+            return Ok(false);
+        }
+        if self.event_idx {
+            let event = at(self.used, 4 + 8 * u64::from(self.size));
+            memory.write(event, &self.next_available.to_le_bytes())?;
+            fence(Ordering::SeqCst);
+        }
+        Ok(self.waiting(memory)? != 0)
     }
 
     fn waiting(&self, memory: &GuestMemory) -> Result<u16, RingError> {
@@ -240,15 +259,6 @@ impl Queue {
             });
         }
         Ok(waiting)
-    }
-
-    fn want_notification(&self, memory: &GuestMemory) -> Result<(), RingError> {
-        if self.event_idx {
-            let event = at(self.used, 4 + 8 * u64::from(self.size));
-            memory.write(event, &self.next_available.to_le_bytes())?;
-            fence(Ordering::SeqCst);
-        }
-        Ok(())
     }
 
     /// The chain that begins at a descriptor.
