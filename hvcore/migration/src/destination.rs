@@ -23,7 +23,7 @@ use vdi::{DiskState, StorageError};
 
 use crate::{
     hash::MemoryHash,
-    wire::{self, Decoder, FinalState, FromDestination, FromSource, Message, Snapshot},
+    wire::{self, Arrived, Decoder, FinalState, FromDestination, FromSource, Message, Snapshot},
 };
 
 /// Bytes kept beyond the socket's buffer; the peer's window closes after that.
@@ -272,13 +272,26 @@ impl Destination {
                     return Err("the source sent pages at the wrong time".to_string());
                 }
                 let memory = vm.memory();
-                for (page, content) in batch.pages() {
-                    if page >= memory.pages() {
+                let last = memory.pages() - 1;
+                let mut copy = [0; PAGE_SIZE];
+                for (page, what) in batch.pages() {
+                    let beyond = match what {
+                        Arrived::SameAs(origin) => page.max(origin),
+                        _ => page,
+                    };
+                    if beyond > last {
                         return Err(format!(
-                            "the source sent page {page}, beyond the guest's RAM"
+                            "the source sent page {beyond}, beyond the guest's RAM"
                         ));
                     }
-                    memory.load_page(page, content.unwrap_or(&[0; PAGE_SIZE]));
+                    match what {
+                        Arrived::Content(content) => memory.load_page(page, content),
+                        Arrived::Zero => memory.load_page(page, &[0; PAGE_SIZE]),
+                        Arrived::SameAs(origin) => {
+                            memory.read_page(origin, &mut copy);
+                            memory.load_page(page, &copy);
+                        }
+                    }
                 }
             }
             Ok(None) => return Ok(false),

@@ -41,6 +41,7 @@ extern crate alloc;
 mod destination;
 mod harvest;
 mod hash;
+mod page_hash;
 mod source;
 mod wire;
 

@@ -9,6 +9,7 @@
 //! It knows no socket and no hypervisor: bytes go in and out, and the guest is behind [`SourceVm`].
 
 use alloc::{
+    collections::BTreeMap,
     format,
     string::{String, ToString},
     vec::Vec,
@@ -24,8 +25,10 @@ use vdi::{DiskState, StorageError};
 use crate::{
     harvest::{Harvest, Tracker},
     hash::{MemoryHash, is_zero},
+    page_hash::PageHash,
     wire::{
-        self, BatchWriter, Decoder, FinalState, FromDestination, FromSource, Message, Snapshot,
+        self, BatchWriter, Decoder, FinalState, FromDestination, FromSource, Message, Page,
+        Snapshot,
     },
 };
 
@@ -133,6 +136,8 @@ pub struct Source {
     hash: Option<[u8; 32]>,
     decoder: Decoder,
     writer: BatchWriter,
+    /// Contents sent in the first round, in which no page is sent twice: so the destination has them still.
+    known: BTreeMap<PageHash, u32>,
     unsent: Vec<u8>,
     sent: usize,
     connected: bool,
@@ -170,7 +175,8 @@ impl Source {
             deadline_ns,
             hash: None,
             decoder: Decoder::default(),
-            writer: BatchWriter::new(),
+            writer: BatchWriter::default(),
+            known: BTreeMap::new(),
             unsent: Vec::new(),
             sent: 0,
             connected: false,
@@ -204,7 +210,9 @@ impl Source {
 
     /// Fills `room` with what is to be sent; gives the number of bytes.
     pub fn transmit(&mut self, room: &mut [u8]) -> usize {
-        let rest = &self.unsent[self.sent..];
+        // A message that is still being filled changes at its beginning.
+        let end = self.writer.finished(&self.unsent);
+        let rest = &self.unsent[self.sent..end];
         let length = rest.len().min(room.len());
         room[..length].copy_from_slice(&rest[..length]);
         self.sent += length;
@@ -530,25 +538,33 @@ impl Source {
         let mut content = [0; PAGE_SIZE];
         for _ in 0..STRIDE {
             let Some(page) = harvest.take() else {
-                self.round.bytes += self.writer.finish(&mut self.unsent) as u64;
+                self.writer.finish(&mut self.unsent);
                 return true;
             };
             let number = u32::try_from(page).expect("guests have less than 16 TiB");
             memory.read_page(page, &mut content);
-            if !is_zero(&content) {
-                self.writer.push(number, Some(&content));
-                self.filled.insert(page);
-                self.round.pages += 1;
-            } else {
-                // The destination's RAM begins as zeroes, so only a page it has content for is worth a word.
+            let what = if is_zero(&content) {
                 self.round.zero_pages += 1;
-                if self.filled.remove(page) {
-                    self.writer.push(number, None);
+                // The destination's RAM begins as zeroes, so only a page it has content for is worth a word.
+                if !self.filled.remove(page) {
+                    continue;
                 }
-            }
-            if self.writer.is_full() {
-                self.round.bytes += self.writer.finish(&mut self.unsent) as u64;
-            }
+                Page::Zero
+            } else {
+                self.round.pages += 1;
+                self.filled.insert(page);
+                let hash = PageHash::of(&content);
+                match self.known.get(&hash) {
+                    Some(same) if self.round.number == 0 => Page::SameAs(*same),
+                    _ => {
+                        if self.round.number == 0 {
+                            self.known.insert(hash, number);
+                        }
+                        Page::Content(&content, hash)
+                    }
+                }
+            };
+            self.round.bytes += self.writer.push(&mut self.unsent, number, what) as u64;
         }
         false
     }
@@ -566,6 +582,7 @@ impl Source {
             return;
         }
         if self.round.number == 0 {
+            self.known.clear();
             let snapshot = vm.snapshot();
             self.send(&FromSource::Rehearsal(snapshot));
         }
@@ -693,6 +710,7 @@ impl Source {
 
     fn send(&mut self, message: &FromSource) {
         if self.connected {
+            self.writer.finish(&mut self.unsent);
             wire::encode(message, &mut self.unsent);
         }
     }

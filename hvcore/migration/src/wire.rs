@@ -8,17 +8,28 @@
 //! | 4-5 | version | [`VERSION`] |
 //! | 6-7 | kind | 1: a [`FromSource`] or [`FromDestination`] in postcard; 2: pages |
 //! | 8-11 | length | bytes of the body, bounded by kind |
-//! | 12-15 | checksum | CRC-32C of bytes 4-11 and the body |
+//! | 12-15 | checksum | CRC-32C of bytes 4-11 and the body, or of what of it precedes pages' contents |
 //!
-//! The body of a message of pages is a `u32` count, so many `u32` page indices (bit 31: the page is zero and has no
-//! content here), and the contents of the other pages, in order.
+//! The body of a message of pages is
 //!
-//! TCP's checksum misses about one damaged segment in 65 536, so each message has its own. Both ends
-//! parse at the edge: nothing of a message is used before all of it has been checked.
+//! | bytes | field | |
+//! |---|---|---|
+//! | 0-3 | count | of pages, 1 to [`MAX_BATCH`] |
+//! | 4-11 | digest | of the contents: [`PageHash::check`] of each, folded |
+//! | 12-523 | table | for each page its index, and its origin: an earlier page with the same content, or [`CONTENT`] or [`ZERO`] |
+//! | 524- | contents | of the pages whose origin is [`CONTENT`], in order |
+//!
+//! TCP's checksum misses about one damaged segment in 65 536, so each message has its own. A CRC over
+//! all contents would cost more than all else that is done to a page where there is no instruction
+//! for it, and none is in reach without `unsafe`; the digest takes a multiplication for eight bytes, and the
+//! source needs it anyway to find pages that are equal. Both ends parse at the edge: nothing of a
+//! message is used before all of it has been checked.
 
 use alloc::{string::String, vec::Vec};
 
 use crc::{CRC_32_ISCSI, Crc, Table};
+
+use crate::page_hash::PageHash;
 use guest_memory::PAGE_SIZE;
 use host_protocol::{
     MigrationConfig, VmConfig,
@@ -40,13 +51,17 @@ const MAX_CONTROL: usize = 4 << 20;
 
 /// Most pages in one message.
 pub const MAX_BATCH: usize = 64;
-const MAX_PAGES_BODY: usize = 4 + MAX_BATCH * (4 + PAGE_SIZE);
+/// Bytes of a message of pages before the contents.
+const TABLE_END: usize = 4 + 8 + MAX_BATCH * 8;
+const MAX_PAGES_BODY: usize = TABLE_END + MAX_BATCH * PAGE_SIZE;
 
 const KIND_CONTROL: u16 = 1;
 const KIND_PAGES: u16 = 2;
 
-/// Marks a page of zeroes in a list of indices.
-const ZERO: u32 = 1 << 31;
+/// Origin of a page whose content is in the message.
+const CONTENT: u32 = u32::MAX;
+/// Origin of a page of zeroes.
+const ZERO: u32 = u32::MAX - 1;
 
 /// From the host that has the guest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -179,15 +194,15 @@ fn checksum(header: &[u8], body: &[u8]) -> u32 {
     digest.finalize()
 }
 
-/// Fills in a header in front of the body that begins at `start + HEADER`.
-fn seal(out: &mut [u8], start: usize, kind: u16) {
-    let (header, body) = out[start..].split_at_mut(HEADER);
+/// Fills in the header at the beginning of `message`, whose checksum covers the body's first `covered` bytes.
+fn seal(message: &mut [u8], kind: u16, covered: usize) {
+    let (header, body) = message.split_at_mut(HEADER);
     header[0..4].copy_from_slice(&MAGIC);
     header[4..6].copy_from_slice(&VERSION.to_le_bytes());
     header[6..8].copy_from_slice(&kind.to_le_bytes());
     let length = u32::try_from(body.len()).expect("bodies are bounded far below 4 GiB");
     header[8..12].copy_from_slice(&length.to_le_bytes());
-    let sum = checksum(&header[4..12], body);
+    let sum = checksum(&header[4..12], &body[..covered]);
     header[12..16].copy_from_slice(&sum.to_le_bytes());
 }
 
@@ -198,101 +213,140 @@ pub(crate) fn encode<M: Serialize>(message: &M, out: &mut Vec<u8>) {
     let body = postcard::to_allocvec(message).expect("our own messages can be written");
     debug_assert!(body.len() <= MAX_CONTROL, "our own messages are bounded");
     out.extend_from_slice(&body);
-    seal(out, start, KIND_CONTROL);
+    seal(&mut out[start..], KIND_CONTROL, body.len());
 }
 
-/// Pages on their way out: a message that is filled page by page.
-#[derive(Debug)]
+/// What a page is at the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Page<'a> {
+    /// This, which has this hash.
+    Content(&'a [u8; PAGE_SIZE], PageHash),
+    /// Zeroes.
+    Zero,
+    /// The same as another page, as that was sent before.
+    SameAs(u32),
+}
+
+/// Pages on their way out: a message that is built where it will be sent from.
+#[derive(Debug, Default)]
 pub(crate) struct BatchWriter {
-    indices: Vec<u32>,
-    contents: Vec<u8>,
+    /// Where in the output the message begins.
+    start: usize,
+    count: usize,
+    digest: u64,
 }
 
 impl BatchWriter {
-    pub fn new() -> Self {
-        Self {
-            indices: Vec::with_capacity(MAX_BATCH),
-            contents: Vec::with_capacity(MAX_BATCH * PAGE_SIZE),
+    /// Adds a page to the message at the end of `out`, and begins one if there is none. Gives the bytes added.
+    pub fn push(&mut self, out: &mut Vec<u8>, page: u32, what: Page<'_>) -> usize {
+        let before = out.len();
+        if self.count == 0 {
+            self.start = before;
+            self.digest = 0;
+            out.resize(before + HEADER + TABLE_END, 0);
         }
-    }
-
-    pub fn is_full(&self) -> bool {
-        self.indices.len() == MAX_BATCH
-    }
-
-    pub fn push(&mut self, page: u32, content: Option<&[u8; PAGE_SIZE]>) {
-        match content {
-            Some(content) => {
-                self.indices.push(page);
-                self.contents.extend_from_slice(content);
+        let origin = match what {
+            Page::Content(content, hash) => {
+                out.extend_from_slice(content);
+                self.digest = fold(self.digest, hash);
+                CONTENT
             }
-            None => self.indices.push(page | ZERO),
+            Page::Zero => ZERO,
+            Page::SameAs(other) => other,
+        };
+        let entry = self.start + HEADER + 12 + self.count * 8;
+        out[entry..entry + 4].copy_from_slice(&page.to_le_bytes());
+        out[entry + 4..entry + 8].copy_from_slice(&origin.to_le_bytes());
+        self.count += 1;
+        let added = out.len() - before;
+        if self.count == MAX_BATCH {
+            self.finish(out);
         }
+        added
     }
 
-    /// Appends the message, if there is a page in it, and begins a new one. Gives the bytes appended.
-    pub fn finish(&mut self, out: &mut Vec<u8>) -> usize {
-        if self.indices.is_empty() {
-            return 0;
+    /// Ends the message, if one was begun. Nothing else may be written to `out` before that.
+    pub fn finish(&mut self, out: &mut [u8]) {
+        if self.count == 0 {
+            return;
         }
-        let start = out.len();
-        out.reserve(HEADER + 4 + self.indices.len() * 4 + self.contents.len());
-        out.resize(start + HEADER, 0);
-        let count = u32::try_from(self.indices.len()).expect("at most MAX_BATCH");
-        out.extend_from_slice(&count.to_le_bytes());
-        for index in &self.indices {
-            out.extend_from_slice(&index.to_le_bytes());
-        }
-        out.extend_from_slice(&self.contents);
-        seal(out, start, KIND_PAGES);
-        self.indices.clear();
-        self.contents.clear();
-        out.len() - start
+        let message = &mut out[self.start..];
+        let count = u32::try_from(self.count).expect("at most MAX_BATCH");
+        message[HEADER..HEADER + 4].copy_from_slice(&count.to_le_bytes());
+        message[HEADER + 4..HEADER + 12].copy_from_slice(&self.digest.to_le_bytes());
+        seal(message, KIND_PAGES, TABLE_END);
+        self.count = 0;
     }
+
+    /// How much of `out` is whole messages.
+    pub fn finished(&self, out: &[u8]) -> usize {
+        if self.count == 0 {
+            out.len()
+        } else {
+            self.start
+        }
+    }
+}
+
+fn fold(digest: u64, hash: PageHash) -> u64 {
+    digest.rotate_left(1) ^ hash.check()
 }
 
 /// Pages that have arrived.
 #[derive(Debug)]
 pub(crate) struct Batch<'a> {
-    indices: &'a [[u8; 4]],
+    table: &'a [[u8; 8]],
     contents: &'a [[u8; PAGE_SIZE]],
 }
 
+/// A page that has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrived<'a> {
+    Content(&'a [u8; PAGE_SIZE]),
+    Zero,
+    SameAs(usize),
+}
+
 impl<'a> Batch<'a> {
+    /// `body` has at least the table, whose checksum was right.
     fn parse(body: &'a [u8]) -> Result<Self, WireError> {
-        let (count, rest) = body
-            .split_first_chunk::<4>()
-            .ok_or(WireError::Malformed("pages without a count"))?;
-        let count = u32::from_le_bytes(*count) as usize;
-        if count > MAX_BATCH {
-            return Err(WireError::Malformed("too many pages"));
+        let malformed = WireError::Malformed;
+        let (head, contents) = body.split_at(TABLE_END);
+        let count = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
+        let digest = u64::from_le_bytes(head[4..12].try_into().expect("eight bytes"));
+        if !(1..=MAX_BATCH).contains(&count) {
+            return Err(malformed("it has no pages, or too many"));
         }
-        let (indices, contents) = rest
-            .split_at_checked(count * 4)
-            .ok_or(WireError::Malformed("fewer indices than announced"))?;
-        let (indices, _) = indices.as_chunks::<4>();
+        let (table, _) = head[12..12 + count * 8].as_chunks::<8>();
         let (contents, tail) = contents.as_chunks::<PAGE_SIZE>();
-        let filled = indices
+        let filled = table
             .iter()
-            .filter(|index| u32::from_le_bytes(**index) & ZERO == 0)
+            .filter(|entry| entry[4..] == CONTENT.to_le_bytes())
             .count();
         if !tail.is_empty() || filled != contents.len() {
-            return Err(WireError::Malformed("pages and contents do not match"));
+            return Err(malformed("its pages and contents do not match"));
         }
-        Ok(Self { indices, contents })
+        let found = contents
+            .iter()
+            .fold(0, |digest, page| fold(digest, PageHash::of(page)));
+        if found != digest {
+            return Err(WireError::Checksum);
+        }
+        Ok(Self { table, contents })
     }
 
-    /// The pages, each with its content, or `None` for zeroes.
-    pub fn pages(&self) -> impl Iterator<Item = (usize, Option<&'a [u8; PAGE_SIZE]>)> + '_ {
+    /// The pages with their indices.
+    pub fn pages(&self) -> impl Iterator<Item = (usize, Arrived<'a>)> + '_ {
         let mut contents = self.contents.iter();
-        self.indices.iter().map(move |index| {
-            let index = u32::from_le_bytes(*index);
-            let content = if index & ZERO == 0 {
-                contents.next()
-            } else {
-                None
+        self.table.iter().map(move |entry| {
+            let word =
+                |at: usize| u32::from_le_bytes(entry[at..at + 4].try_into().expect("four bytes"));
+            let what = match word(4) {
+                CONTENT => Arrived::Content(contents.next().expect("they were counted")),
+                ZERO => Arrived::Zero,
+                origin => Arrived::SameAs(origin as usize),
             };
-            ((index & !ZERO) as usize, content)
+            (word(0) as usize, what)
         })
     }
 }
@@ -311,7 +365,8 @@ impl Decoder {
     }
 
     pub fn push(&mut self, bytes: &[u8]) {
-        if self.consumed > 0 {
+        // What was read is dropped only when it is the greater part, so that each byte is moved once at most.
+        if self.consumed > self.waiting() {
             self.buffer.drain(..self.consumed);
             self.consumed = 0;
         }
@@ -347,7 +402,13 @@ impl Decoder {
         let Some(body) = rest.get(..length) else {
             return Ok(None);
         };
-        if checksum(&header[4..12], body) != u32_at(12) {
+        let covered = match kind {
+            KIND_PAGES => body
+                .get(..TABLE_END)
+                .ok_or(WireError::Malformed("it is too short for pages"))?,
+            _ => body,
+        };
+        if checksum(&header[4..12], covered) != u32_at(12) {
             return Err(WireError::Checksum);
         }
         self.consumed += HEADER + length;
@@ -373,9 +434,11 @@ mod tests {
     fn stream() -> Vec<u8> {
         let mut out = Vec::new();
         encode(&FromSource::EndOfRound { number: 3 }, &mut out);
-        let mut writer = BatchWriter::new();
-        writer.push(7, Some(&[9; PAGE_SIZE]));
-        writer.push(8, None);
+        let mut writer = BatchWriter::default();
+        let page = [9; PAGE_SIZE];
+        writer.push(&mut out, 7, Page::Content(&page, PageHash::of(&page)));
+        writer.push(&mut out, 8, Page::Zero);
+        writer.push(&mut out, 9, Page::SameAs(7));
         writer.finish(&mut out);
         encode(&FromSource::EndOfFrames, &mut out);
         out
@@ -395,7 +458,14 @@ mod tests {
                         | (2, Message::Control(FromSource::EndOfFrames)) => {}
                         (1, Message::Pages(batch)) => {
                             let pages: Vec<_> = batch.pages().collect();
-                            assert_eq!(pages, [(7, Some(&[9; PAGE_SIZE])), (8, None)]);
+                            assert_eq!(
+                                pages,
+                                [
+                                    (7, Arrived::Content(&[9; PAGE_SIZE])),
+                                    (8, Arrived::Zero),
+                                    (9, Arrived::SameAs(7))
+                                ]
+                            );
                         }
                         (_, other) => panic!("unexpected {other:?}"),
                     }
@@ -406,13 +476,11 @@ mod tests {
         }
     }
 
-    #[test]
-    fn one_changed_bit_anywhere_is_noticed() {
-        let mut short = Vec::new();
-        encode(&FromSource::EndOfRound { number: 3 }, &mut short);
-        for byte in 0..short.len() {
+    /// Changes each of some bits of a message in turn; all must be noticed.
+    fn notice_damage(message: &[u8], bytes: impl Iterator<Item = usize>) {
+        for byte in bytes {
             for bit in 0..8 {
-                let mut damaged = short.clone();
+                let mut damaged = message.to_vec();
                 damaged[byte] ^= 1 << bit;
                 let mut decoder = Decoder::default();
                 decoder.push(&damaged);
@@ -428,22 +496,51 @@ mod tests {
     }
 
     #[test]
+    fn one_changed_bit_anywhere_is_noticed() {
+        let mut control = Vec::new();
+        encode(&FromSource::EndOfRound { number: 3 }, &mut control);
+        notice_damage(&control, 0..control.len());
+        let mut pages = Vec::new();
+        let mut writer = BatchWriter::default();
+        let page = [9; PAGE_SIZE];
+        writer.push(&mut pages, 7, Page::Content(&page, PageHash::of(&page)));
+        writer.finish(&mut pages);
+        let contents = HEADER + TABLE_END;
+        notice_damage(
+            &pages,
+            (0..contents).chain((contents..pages.len()).step_by(97)),
+        );
+    }
+
+    #[test]
     fn pages_that_do_not_add_up_are_refused() {
-        let refuse = |body: &[u8]| {
-            let mut out = vec![0; HEADER];
-            out.extend_from_slice(body);
-            seal(&mut out, 0, KIND_PAGES);
+        let refuse = |count: u32, origin: u32, contents: usize| {
+            let mut out = vec![0; HEADER + TABLE_END + contents];
+            out[HEADER..HEADER + 4].copy_from_slice(&count.to_le_bytes());
+            out[HEADER + 16..HEADER + 20].copy_from_slice(&origin.to_le_bytes());
+            seal(&mut out, KIND_PAGES, TABLE_END);
             let mut decoder = Decoder::default();
             decoder.push(&out);
-            assert!(matches!(
-                decoder.next::<FromSource>(),
-                Err(WireError::Malformed(_))
-            ));
+            assert!(decoder.next::<FromSource>().is_err());
         };
-        refuse(&[]);
-        refuse(&[1, 0, 0, 0]);
-        refuse(&[1, 0, 0, 0, 5, 0, 0, 0]);
-        refuse(&[1, 0, 0, 0, 5, 0, 0, 0x80, 1]);
-        refuse(&[0xff, 0xff, 0, 0]);
+        refuse(0, ZERO, 0);
+        refuse(65, ZERO, 0);
+        refuse(u32::MAX, ZERO, 0);
+        refuse(1, CONTENT, 0);
+        refuse(1, ZERO, PAGE_SIZE);
+        refuse(1, CONTENT, PAGE_SIZE - 1);
+        refuse(1, CONTENT, 2 * PAGE_SIZE);
+    }
+
+    #[test]
+    fn a_message_too_short_for_its_table_is_refused() {
+        let mut out = vec![0; HEADER + 20];
+        seal(&mut out, KIND_PAGES, 20);
+        let mut decoder = Decoder::default();
+        decoder.push(&out);
+        assert!(matches!(
+            decoder.next::<FromSource>(),
+            Err(WireError::Malformed(_))
+        ));
     }
 }

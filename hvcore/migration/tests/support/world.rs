@@ -2,6 +2,7 @@
 
 use std::{cell::RefCell, collections::VecDeque, rc::Rc};
 
+use guest_memory::PAGE_SIZE;
 use host_protocol::{MigrationConfig, VmConfig, auth::PoolKey};
 use migration::{Destination, DestinationOutcome, Source, SourceOutcome};
 use vdi::StorageError;
@@ -159,6 +160,11 @@ pub fn run(setup: &Setup) -> Result<Ended, String> {
         Guest::new(SOURCE, &shared),
         Guest::new(DESTINATION, &shared),
     ];
+    // Pages that are equal, which travel once.
+    for page in 0..PAGES / 2 {
+        let content = [1 + (page % 5) as u8; PAGE_SIZE];
+        guests[SOURCE].memory.load_page(page, &content);
+    }
     guests[SOURCE].running = true;
     guests[SOURCE].pending_epoch = Some(7);
     guests[DESTINATION].fail_rehearsal = setup.fail_rehearsal;
