@@ -14,6 +14,7 @@ pub mod interrupt;
 pub mod journal;
 pub mod lab;
 pub mod network;
+mod priority;
 pub mod process;
 pub mod qemu;
 pub mod run_folder;

@@ -173,6 +173,7 @@ fn bench() -> Bench {
         }],
         seed: 1,
         clock,
+        prepare_thread: || {},
     };
     let switch = Switch::start(config, mpsc::channel().0).unwrap();
     let peer = Peer::start(switch.endpoint("session", "guest").unwrap());

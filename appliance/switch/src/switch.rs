@@ -49,6 +49,8 @@ pub struct SwitchConfig {
     pub seed: u64,
     /// Stamps what is noticed.
     pub clock: LabClock,
+    /// Called first in the switch's thread, to give it priority for instance.
+    pub prepare_thread: fn(),
 }
 
 /// Something the switch has noticed.
@@ -210,11 +212,15 @@ impl Switch {
                 .map_err(|errno| failed(errno.into()))?,
         );
         let (requests, incoming) = mpsc::channel();
+        let prepare = config.prepare_thread;
         let mut worker = Worker::new(config, notices, incoming, Arc::clone(&wake))
             .map_err(|errno| failed(errno.into()))?;
         let thread = std::thread::Builder::new()
             .name("switch".into())
-            .spawn(move || worker.run())
+            .spawn(move || {
+                prepare();
+                worker.run();
+            })
             .map_err(failed)?;
         Ok(Self {
             requests,

@@ -34,6 +34,7 @@ fn lab() -> Lab {
         networks: vec![network("mgmt", 9000), network("session", 1500)],
         seed: 1,
         clock: LabClock::start(),
+        prepare_thread: || {},
     };
     Lab {
         switch: Switch::start(config, sender).unwrap(),

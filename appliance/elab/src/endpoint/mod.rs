@@ -24,6 +24,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use switch::LabClock;
 
 use crate::journal::Journal;
+use crate::priority;
 use probe::ProbeConfig;
 use worker::{Request, Worker};
 
@@ -76,9 +77,10 @@ impl Endpoint {
         let (requests, incoming) = mpsc::channel();
         let name = config.name.clone();
         let mut worker = Worker::new(config, incoming, Arc::clone(&wake))?;
-        let thread = std::thread::Builder::new()
-            .name(name)
-            .spawn(move || worker.run())?;
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            priority::raise();
+            worker.run();
+        })?;
         Ok(Self {
             requests,
             wake,

@@ -141,6 +141,7 @@ impl Lab {
                 networks: NETWORKS.map(Network::config).to_vec(),
                 seed: config.seed,
                 clock,
+                prepare_thread: crate::priority::raise,
             },
             notices,
         )?;
