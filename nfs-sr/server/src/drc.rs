@@ -10,7 +10,7 @@ use std::{
 
 use nfs3::rpc::{Call, Credentials};
 
-use crate::transport::mailbox::Mailbox;
+use crate::transport::mailbox::{Delivery, Mailbox};
 
 /// Replies kept.
 const MAX_REPLIES: usize = 2048;
@@ -55,12 +55,23 @@ pub struct ReplyTo {
     pub mailbox: Arc<Mailbox>,
     /// Its connection.
     pub connection: u64,
+    /// Bytes that the connection has set aside for the reply.
+    pub reserved: usize,
 }
 
 impl ReplyTo {
     /// Sends it.
     pub fn send(&self, reply: Vec<u8>) {
-        self.mailbox.post(self.connection, reply);
+        let Self {
+            connection,
+            reserved,
+            ..
+        } = *self;
+        self.mailbox.post(Delivery {
+            connection,
+            reply,
+            reserved,
+        });
     }
 }
 

@@ -225,6 +225,25 @@ impl Server {
     }
 }
 
+/// Bytes that the reply to a call may have, guessed from the record without decoding it: only a READ or a listing can make a long
+/// one.
+pub fn reply_bound(record: &[u8]) -> usize {
+    let word = |at: usize| {
+        record
+            .get(at..at + 4)
+            .map(|w| u32::from_be_bytes(w.try_into().expect("four bytes")))
+    };
+    match (word(12), word(20)) {
+        // The count is the last argument.
+        (Some(nfs::PROGRAM), Some(nfs::Read::NUMBER)) => {
+            let count = word(record.len() - 4).unwrap_or(0) as usize;
+            count.min(nfs3::MAX_DATA) + 256
+        }
+        (Some(nfs::PROGRAM), Some(nfs::ReadDir::NUMBER | nfs::ReadDirPlus::NUMBER)) => 256 * 1024,
+        _ => 512,
+    }
+}
+
 /// Calls that end without waiting for the disk, and are run by the event loop itself. READ is among them: if the data is not in
 /// memory it is handed on.
 fn is_quick(call: &Call<'_>) -> bool {

@@ -18,7 +18,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nfs3::{MAX_RECORD, record::Assembler};
 use rustix::event::{
     Timespec,
     epoll::{self, CreateFlags, EventData, EventFlags},
@@ -31,8 +30,8 @@ use smoltcp::{
     wire::{EthernetAddress, HardwareAddress, IpCidr},
 };
 
-use super::{MAX_CALLS, MAX_UNSENT, mailbox::Mailbox};
-use crate::{drc::ReplyTo, events::Event, server::Server};
+use super::{mailbox::Mailbox, session::Session};
+use crate::{events::Event, server::Server};
 
 /// Bytes of an Ethernet header, which smoltcp counts into the MTU.
 const ETHERNET_HEADER: usize = 14;
@@ -99,12 +98,7 @@ pub struct EthernetTransport {
 struct Connection {
     socket: SocketHandle,
     peer: String,
-    from: IpAddr,
-    records: Assembler,
-    unsent: VecDeque<Vec<u8>>,
-    unsent_bytes: usize,
-    sent_of_first: usize,
-    calls: usize,
+    session: Session,
 }
 
 impl EthernetTransport {
@@ -261,15 +255,11 @@ impl EthernetTransport {
             let smoltcp::wire::IpAddress::Ipv4(address) = peer.addr;
             let id = self.next;
             self.next += 1;
+            let session = Session::new(id, IpAddr::V4(address), self.mailbox.clone());
             let connection = Connection {
                 socket,
                 peer: peer.to_string(),
-                from: IpAddr::V4(address),
-                records: Assembler::new(MAX_RECORD),
-                unsent: VecDeque::new(),
-                unsent_bytes: 0,
-                sent_of_first: 0,
-                calls: 0,
+                session,
             };
             self.server
                 .metrics
@@ -284,13 +274,9 @@ impl EthernetTransport {
     fn deliver(&mut self) -> bool {
         let replies = self.mailbox.take();
         let any = !replies.is_empty();
-        for (id, reply) in replies {
-            if let Some(connection) = self.connections.get_mut(&id) {
-                connection.calls -= 1;
-                if !reply.is_empty() {
-                    connection.unsent_bytes += reply.len();
-                    connection.unsent.push_back(reply);
-                }
+        for delivery in replies {
+            if let Some(connection) = self.connections.get_mut(&delivery.connection) {
+                connection.session.deliver(delivery);
             }
         }
         any
@@ -303,17 +289,17 @@ impl EthernetTransport {
         };
         let socket = self.sockets.get_mut::<tcp::Socket<'_>>(connection.socket);
         let mut moved = connection.send(socket);
-        let result = connection.receive(id, socket, &self.server, &self.mailbox, &mut moved);
+        let result = connection.receive(socket, &self.server, &mut moved);
         let reason = match result {
             Err(reason) => {
                 socket.abort();
                 Some(reason)
             }
-            Ok(()) if socket.is_open() && (socket.may_recv() || connection.calls > 0) => {
+            Ok(()) if socket.is_open() && (socket.may_recv() || connection.session.is_busy()) => {
                 return moved;
             }
             // The client has closed its side and everything is answered.
-            Ok(()) if socket.may_send() && connection.unsent.is_empty() => {
+            Ok(()) if socket.may_send() && !connection.session.has_output() => {
                 socket.close();
                 return moved;
             }
@@ -388,61 +374,36 @@ impl EthernetTransport {
 impl Connection {
     fn send(&mut self, socket: &mut tcp::Socket<'_>) -> bool {
         let mut moved = false;
-        while let Some(first) = self.unsent.front() {
-            let sent = match socket.can_send() {
-                true => socket.send_slice(&first[self.sent_of_first..]).unwrap_or(0),
-                false => 0,
+        while socket.can_send() {
+            let sent = match self.session.output().next() {
+                Some(piece) => socket.send_slice(piece).unwrap_or(0),
+                None => 0,
             };
             if sent == 0 {
                 break;
             }
+            self.session.sent(sent);
             moved = true;
-            self.unsent_bytes -= sent;
-            self.sent_of_first += sent;
-            if self.sent_of_first == first.len() {
-                self.sent_of_first = 0;
-                self.unsent.pop_front();
-            }
         }
         moved
     }
 
     fn receive(
         &mut self,
-        id: u64,
         socket: &mut tcp::Socket<'_>,
         server: &Arc<Server>,
-        mailbox: &Arc<Mailbox>,
         moved: &mut bool,
     ) -> Result<(), String> {
-        while self.calls < MAX_CALLS && self.unsent_bytes < MAX_UNSENT && socket.can_recv() {
+        self.session.resume(server)?;
+        while self.session.wants_input() && socket.can_recv() {
             *moved = true;
-            let mut records = Vec::new();
-            let assembler = &mut self.records;
-            let consumed = socket.recv(|input| {
-                let mut rest: &[u8] = input;
-                let result = loop {
-                    match assembler.next(&mut rest) {
-                        Ok(Some(record)) => records.push(record),
-                        Ok(None) => break Ok(()),
-                        Err(why) => break Err(why),
-                    }
-                };
-                (input.len(), result)
+            let session = &mut self.session;
+            let received = socket.recv(|input| {
+                // A piece at a time: what does not fit among the calls under way would have to be kept.
+                let piece = &input[..input.len().min(64 * 1024)];
+                (piece.len(), session.receive(server, piece))
             });
-            consumed
-                .map_err(|error| error.to_string())?
-                .map_err(|why| why.to_string())?;
-            for record in records {
-                self.calls += 1;
-                let to = ReplyTo {
-                    mailbox: mailbox.clone(),
-                    connection: id,
-                };
-                server
-                    .submit(record, self.from, to)
-                    .map_err(|why| why.to_string())?;
-            }
+            received.map_err(|error| error.to_string())??;
         }
         Ok(())
     }

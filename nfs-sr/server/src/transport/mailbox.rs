@@ -8,9 +8,19 @@ use std::{
 
 use rustix::event::{EventfdFlags, eventfd};
 
+/// A reply on its way to its connection.
+pub struct Delivery {
+    /// The connection.
+    pub connection: u64,
+    /// The record; empty if the call is over and nothing is to be sent.
+    pub reply: Vec<u8>,
+    /// Bytes that the connection had set aside for it.
+    pub reserved: usize,
+}
+
 /// Replies for one event loop.
 pub struct Mailbox {
-    replies: Mutex<Vec<(u64, Vec<u8>)>>,
+    replies: Mutex<Vec<Delivery>>,
     wake: OwnedFd,
     owner: ThreadId,
 }
@@ -26,12 +36,11 @@ impl Mailbox {
         }))
     }
 
-    /// Posts the reply for a connection, and wakes the loop if another thread posts. An empty reply says that the call is
-    /// over and nothing is to be sent.
-    pub fn post(&self, connection: u64, reply: Vec<u8>) {
+    /// Posts the reply for a connection, and wakes the loop if another thread posts.
+    pub fn post(&self, delivery: Delivery) {
         let mut replies = self.replies.lock().expect("nothing panics under the lock");
         let first = replies.is_empty();
-        replies.push((connection, reply));
+        replies.push(delivery);
         drop(replies);
         if first && thread::current().id() != self.owner {
             self.wake();
@@ -45,7 +54,7 @@ impl Mailbox {
     }
 
     /// Takes what was posted.
-    pub fn take(&self) -> Vec<(u64, Vec<u8>)> {
+    pub fn take(&self) -> Vec<Delivery> {
         std::mem::take(&mut self.replies.lock().expect("nothing panics under the lock"))
     }
 

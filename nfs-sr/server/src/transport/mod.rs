@@ -4,9 +4,5 @@
 
 pub mod ethernet;
 pub mod mailbox;
+mod session;
 pub mod tcp;
-
-/// Calls of one connection that may be under way; beyond that it is not read from.
-const MAX_CALLS: usize = 256;
-/// Bytes of replies that may wait for a slow client; beyond that it is not read from.
-const MAX_UNSENT: usize = 4 << 20;

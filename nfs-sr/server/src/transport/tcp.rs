@@ -1,9 +1,9 @@
 //! NFS over TCP of the operating system.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     io::{self, IoSlice, Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
@@ -12,23 +12,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nfs3::{MAX_RECORD, record::Assembler};
 use rustix::event::{
     Timespec,
     epoll::{self, CreateFlags, EventData, EventFlags},
 };
 
-use super::{MAX_CALLS, MAX_UNSENT, mailbox::Mailbox};
-use crate::{drc::ReplyTo, events::Event, server::Server};
+use super::{mailbox::Mailbox, session::Session};
+use crate::{events::Event, server::Server};
 
 const LISTENER: u64 = 0;
 const MAILBOX: u64 = 1;
 const FIRST_CONNECTION: u64 = 2;
 /// Read at a time.
 const CHUNK: usize = 256 * 1024;
-/// Connections at a time; half-open ones end after [`IDLE`].
+/// Connections at a time.
 const MAX_CONNECTIONS: usize = 1024;
-/// A connection that has a call half sent, or has never sent one, is closed after so long.
+/// A connection that has a call half sent, has never sent one, or takes no reply, is closed after so long.
 const IDLE: Duration = Duration::from_secs(60);
 
 /// Serves the listener's clients until `stop` is set and the mailbox woken.
@@ -46,14 +45,8 @@ pub struct TcpTransport {
 struct Connection {
     stream: TcpStream,
     peer: SocketAddr,
-    records: Assembler,
-    unsent: VecDeque<Vec<u8>>,
-    unsent_bytes: usize,
-    sent_of_first: usize,
-    calls: usize,
+    session: Session,
     interest: EventFlags,
-    last_call: Instant,
-    served: bool,
 }
 
 impl TcpTransport {
@@ -104,7 +97,7 @@ impl TcpTransport {
                 let busy = self
                     .connections
                     .values()
-                    .any(|c| c.calls > 0 || !c.unsent.is_empty());
+                    .any(|c| c.session.is_busy() || c.session.has_output());
                 if !busy || since.elapsed() > Duration::from_secs(5) {
                     return Ok(());
                 }
@@ -128,8 +121,9 @@ impl TcpTransport {
                     MAILBOX => self.mailbox.clear(),
                     id => self.ready(id, event.flags, stopping.is_some()),
                 }
+                // At once, not after all that are ready: a reply that is sent takes no memory.
+                self.deliver();
             }
-            self.deliver();
             if self.swept.elapsed() > IDLE / 4 {
                 self.sweep();
             }
@@ -139,7 +133,7 @@ impl TcpTransport {
     fn accept(&mut self) {
         // One error here (a client that is gone already, no descriptors) is no reason to stop serving others.
         while let Ok((stream, peer)) = self.listener.accept() {
-            if self.connections.len() >= MAX_CONNECTIONS || !self.server.export.admits(peer.ip()) {
+            if !self.server.export.admits(peer.ip()) || !self.make_room() {
                 continue;
             }
             let set_up = stream
@@ -158,19 +152,32 @@ impl TcpTransport {
                 .connections
                 .fetch_add(1, Ordering::Relaxed);
             self.report(peer, "open", None);
+            let session = Session::new(id, peer.ip(), self.mailbox.clone());
             let connection = Connection {
                 stream,
                 peer,
-                records: Assembler::new(MAX_RECORD),
-                unsent: VecDeque::new(),
-                unsent_bytes: 0,
-                sent_of_first: 0,
-                calls: 0,
+                session,
                 interest,
-                last_call: Instant::now(),
-                served: false,
             };
             self.connections.insert(id, connection);
+        }
+    }
+
+    /// Makes room for another connection, if need be at the cost of one that has never sent a call.
+    fn make_room(&mut self) -> bool {
+        if self.connections.len() < MAX_CONNECTIONS {
+            return true;
+        }
+        let unproven = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| connection.session.is_unproven());
+        match unproven.map(|(id, _)| *id).min() {
+            Some(oldest) => {
+                self.settle(oldest, Err(Closed(Some("others needed the place".into()))));
+                true
+            }
+            None => false,
         }
     }
 
@@ -180,18 +187,20 @@ impl TcpTransport {
         };
         let mut result = Ok(());
         if flags.contains(EventFlags::OUT) {
-            result = connection.send();
+            result = connection
+                .send()
+                .and_then(|()| connection.resume(&self.server));
         }
         if result.is_ok()
             && !stopping
             && flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR)
         {
-            result = connection.receive(id, &mut self.chunk, &self.server, &self.mailbox);
+            result = connection.receive(&mut self.chunk, &self.server);
         }
         self.settle(id, result);
     }
 
-    /// Hands replies to their connections and sends them.
+    /// Hands replies to their connections, sends them, and goes on with calls that had to wait for that.
     fn deliver(&mut self) {
         loop {
             let replies = self.mailbox.take();
@@ -199,19 +208,20 @@ impl TcpTransport {
                 return;
             }
             let mut touched = Vec::new();
-            for (id, reply) in replies {
+            for delivery in replies {
+                let id = delivery.connection;
                 if let Some(connection) = self.connections.get_mut(&id) {
-                    connection.queue(reply);
-                    if touched.last() != Some(&id) {
-                        touched.push(id);
-                    }
+                    connection.session.deliver(delivery);
+                    touched.push(id);
                 }
             }
             touched.sort_unstable();
             touched.dedup();
             for id in touched {
                 if let Some(connection) = self.connections.get_mut(&id) {
-                    let result = connection.send();
+                    let result = connection
+                        .send()
+                        .and_then(|()| connection.resume(&self.server));
                     self.settle(id, result);
                 }
             }
@@ -226,10 +236,10 @@ impl TcpTransport {
         let reason = match result {
             Ok(()) => {
                 let mut interest = EventFlags::empty();
-                if connection.calls < MAX_CALLS && connection.unsent_bytes < MAX_UNSENT {
+                if connection.session.wants_input() {
                     interest |= EventFlags::IN;
                 }
-                if !connection.unsent.is_empty() {
+                if connection.session.has_output() {
                     interest |= EventFlags::OUT;
                 }
                 if interest == connection.interest {
@@ -264,10 +274,7 @@ impl TcpTransport {
         let idle: Vec<u64> = self
             .connections
             .iter()
-            .filter(|(_, c)| {
-                let stuck = c.records.fragment_left() > 0 || !c.served || !c.unsent.is_empty();
-                stuck && c.calls == 0 && c.last_call.elapsed() > IDLE
-            })
+            .filter(|(_, connection)| connection.session.is_stuck(IDLE))
             .map(|(id, _)| *id)
             .collect();
         for id in idle {
@@ -301,14 +308,8 @@ impl From<io::Error> for Closed {
 }
 
 impl Connection {
-    fn receive(
-        &mut self,
-        id: u64,
-        chunk: &mut [u8],
-        server: &Arc<Server>,
-        mailbox: &Arc<Mailbox>,
-    ) -> Result<(), Closed> {
-        let mut input = match self.stream.read(chunk) {
+    fn receive(&mut self, chunk: &mut [u8], server: &Arc<Server>) -> Result<(), Closed> {
+        let input = match self.stream.read(chunk) {
             Ok(0) => return Err(Closed(None)),
             Ok(n) => &chunk[..n],
             Err(error)
@@ -321,65 +322,30 @@ impl Connection {
             }
             Err(error) => return Err(error.into()),
         };
-        let from: IpAddr = self.peer.ip();
-        loop {
-            match self.records.next(&mut input) {
-                Ok(Some(record)) => {
-                    self.calls += 1;
-                    self.last_call = Instant::now();
-                    let to = ReplyTo {
-                        mailbox: mailbox.clone(),
-                        connection: id,
-                    };
-                    server
-                        .submit(record, from, to)
-                        .map_err(|why| Closed(Some(why.to_string())))?;
-                    self.served = true;
-                }
-                Ok(None) => return Ok(()),
-                Err(why) => return Err(Closed(Some(why.to_string()))),
-            }
-        }
+        self.session
+            .receive(server, input)
+            .map_err(|why| Closed(Some(why)))
     }
 
-    fn queue(&mut self, reply: Vec<u8>) {
-        self.calls -= 1;
-        if !reply.is_empty() {
-            self.unsent_bytes += reply.len();
-            self.unsent.push_back(reply);
-        }
+    fn resume(&mut self, server: &Arc<Server>) -> Result<(), Closed> {
+        self.session.resume(server).map_err(|why| Closed(Some(why)))
     }
 
     fn send(&mut self) -> Result<(), Closed> {
-        while let Some(first) = self.unsent.front() {
+        while self.session.has_output() {
             let mut parts = [IoSlice::new(&[]); 32];
-            parts[0] = IoSlice::new(&first[self.sent_of_first..]);
-            let mut count = 1;
-            for (part, reply) in parts[1..].iter_mut().zip(self.unsent.iter().skip(1)) {
-                *part = IoSlice::new(reply);
+            let mut count = 0;
+            for (part, piece) in parts.iter_mut().zip(self.session.output()) {
+                *part = IoSlice::new(piece);
                 count += 1;
             }
             match self.stream.write_vectored(&parts[..count]) {
-                Ok(n) => self.sent(n),
+                Ok(n) => self.session.sent(n),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
             }
         }
         Ok(())
-    }
-
-    fn sent(&mut self, mut bytes: usize) {
-        self.unsent_bytes -= bytes;
-        while let Some(first) = self.unsent.front() {
-            let left = first.len() - self.sent_of_first;
-            if bytes < left {
-                self.sent_of_first += bytes;
-                return;
-            }
-            bytes -= left;
-            self.sent_of_first = 0;
-            self.unsent.pop_front();
-        }
     }
 }

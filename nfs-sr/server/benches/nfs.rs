@@ -1,0 +1,414 @@
+//! Throughput and latency of the server, side by side with NFS-Ganesha (Debian's package `nfs-ganesha-vfs`) if that is there.
+//!
+//! The same client drives both over loopback, in turns, several rounds; medians are printed, and every round. Both export a
+//! directory on the same file system. Ganesha wants a port mapper and the superuser, so as the superuser the
+//! benchmark runs itself again in a network namespace of its own, with `rpcbind`. Options come from the environment:
+//! `NFS_BENCH_ROUNDS`, `NFS_BENCH_DIR`, and `NFS_BENCH_JSON` for a file with every figure.
+
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    process::{Child, Command, ExitCode, Stdio},
+    time::{Duration, Instant},
+};
+
+use nfs_sr::client::Client;
+use nfs3::{
+    Data, DirEntry, FileHandle, Name, SetAttributes, Stability,
+    nfs::{Commit, CommitArgs, Create, CreateArgs, CreateHow, Read, ReadArgs, Write, WriteArgs},
+};
+
+/// Bytes of the file; it fits into memory, since the network path is what is measured.
+const FILE: u64 = 128 << 20;
+/// How long each measurement runs.
+const TIME: Duration = Duration::from_millis(1200);
+const IN_NAMESPACE: &str = "NFS_BENCH_IN_NAMESPACE";
+
+#[derive(Clone, Copy)]
+enum Work {
+    Write(Stability),
+    Read,
+}
+
+struct Case {
+    name: &'static str,
+    work: Work,
+    bytes: usize,
+    depth: usize,
+    sequential: bool,
+}
+
+const fn case(
+    name: &'static str,
+    work: Work,
+    bytes: usize,
+    depth: usize,
+    sequential: bool,
+) -> Case {
+    Case {
+        name,
+        work,
+        bytes,
+        depth,
+        sequential,
+    }
+}
+
+const CASES: [Case; 7] = [
+    case(
+        "4 KiB write, unstable, queue 32",
+        Work::Write(Stability::Unstable),
+        4096,
+        32,
+        false,
+    ),
+    case("4 KiB read, queue 32", Work::Read, 4096, 32, false),
+    case(
+        "128 KiB write, unstable, queue 8",
+        Work::Write(Stability::Unstable),
+        128 << 10,
+        8,
+        true,
+    ),
+    case("128 KiB read, queue 8", Work::Read, 128 << 10, 8, true),
+    case("4 KiB read, queue 1", Work::Read, 4096, 1, false),
+    case(
+        "4 KiB write, file-sync, queue 32",
+        Work::Write(Stability::FileSync),
+        4096,
+        32,
+        false,
+    ),
+    case(
+        "4 KiB write, file-sync, queue 1",
+        Work::Write(Stability::FileSync),
+        4096,
+        1,
+        false,
+    ),
+];
+
+fn main() -> ExitCode {
+    let root = rustix::process::geteuid().is_root();
+    if root && std::env::var_os(IN_NAMESPACE).is_none() {
+        let this = std::env::current_exe().expect("a program has a path");
+        let status = Command::new("unshare")
+            .arg("-n")
+            .arg(this)
+            .env(IN_NAMESPACE, "1")
+            .status();
+        return if status.is_ok_and(|status| status.success()) {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        };
+    }
+    let base = std::env::var("NFS_BENCH_DIR").map_or_else(|_| std::env::temp_dir(), Into::into);
+    let base = tempfile::tempdir_in(base).expect("temporary directory");
+    let rounds = std::env::var("NFS_BENCH_ROUNDS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(3);
+    let mut servers = vec![start_own(base.path())];
+    if root {
+        let _ = Command::new("ip")
+            .args(["link", "set", "lo", "up"])
+            .status();
+        servers.extend(start_ganesha(base.path()));
+    }
+    let mut results: BTreeMap<(&str, usize), Vec<f64>> = BTreeMap::new();
+    for _ in 0..rounds {
+        for (i, case) in CASES.iter().enumerate() {
+            for server in &servers {
+                results
+                    .entry((server.name, i))
+                    .or_default()
+                    .push(measure(server.address, case));
+            }
+        }
+    }
+    let fdatasync = local_fdatasync(base.path());
+    report(&servers, &results, fdatasync);
+    ExitCode::SUCCESS
+}
+
+struct Server {
+    name: &'static str,
+    address: SocketAddr,
+    children: Vec<Child>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn start_own(base: &Path) -> Server {
+    let export = base.join("own");
+    std::fs::create_dir(&export).expect("directory");
+    let address: SocketAddr = "127.0.0.1:20491".parse().expect("an address");
+    let child = Command::new(env!("CARGO_BIN_EXE_nfs-sr"))
+        .arg("serve")
+        .arg(&export)
+        .args(["--listen", &address.to_string()])
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("start");
+    wait_for(address);
+    Server {
+        name: "nfs-sr",
+        address,
+        children: vec![child],
+    }
+}
+
+fn start_ganesha(base: &Path) -> Option<Server> {
+    let export = base.join("ganesha");
+    std::fs::create_dir(&export).ok()?;
+    let config = format!(
+        "NFS_CORE_PARAM {{ Protocols = 3; NFS_Port = 20492; MNT_Port = 20492; Enable_NLM = false; Enable_RQUOTA = false; }}\n\
+         EXPORT {{ Export_Id = 1; Path = {path}; Pseudo = /export; Access_Type = RW; Squash = None; Protocols = 3; \
+         SecType = sys, none; MaxRead = 1048576; MaxWrite = 1048576; FSAL {{ Name = VFS; }} }}\n\
+         LOG {{ Default_Log_Level = WARN; }}\n",
+        path = export.display()
+    );
+    let (file, log, pid) = (
+        base.join("ganesha.conf"),
+        base.join("ganesha.log"),
+        base.join("ganesha.pid"),
+    );
+    std::fs::write(&file, config).ok()?;
+    let rpcbind = Command::new("rpcbind").args(["-f", "-w"]).spawn().ok()?;
+    std::thread::sleep(Duration::from_millis(500));
+    let ganesha = Command::new("ganesha.nfsd")
+        .arg("-F")
+        .arg("-f")
+        .arg(&file)
+        .arg("-L")
+        .arg(&log)
+        .arg("-p")
+        .arg(&pid)
+        .spawn();
+    let Ok(ganesha) = ganesha else {
+        eprintln!("NFS-Ganesha is not there; install nfs-ganesha-vfs and rpcbind to compare");
+        return None;
+    };
+    let address: SocketAddr = "127.0.0.1:20492".parse().expect("an address");
+    let server = Server {
+        name: "ganesha",
+        address,
+        children: vec![ganesha, rpcbind],
+    };
+    wait_for(address);
+    // It listens before it has its exports.
+    for _ in 0..200 {
+        let mounted = TcpStream::connect(address)
+            .ok()
+            .and_then(|stream| Client::new(stream).mount(&path_of(base)).ok());
+        if mounted.is_some() {
+            return Some(server);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    eprintln!(
+        "NFS-Ganesha does not serve: {}",
+        std::fs::read_to_string(log).unwrap_or_default()
+    );
+    None
+}
+
+fn path_of(base: &Path) -> String {
+    base.join("ganesha").display().to_string()
+}
+
+fn wait_for(address: SocketAddr) {
+    for _ in 0..200 {
+        if TcpStream::connect(address).is_ok() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(25));
+    }
+    panic!("no server at {address}");
+}
+
+fn open(address: SocketAddr) -> (Client<TcpStream>, FileHandle) {
+    let stream = TcpStream::connect(address).expect("the server listens");
+    stream.set_nodelay(true).expect("a TCP socket");
+    let mut client = Client::new(stream);
+    // Ours knows its export as "/" too; Ganesha by its path, which its export list tells.
+    let record = client.call::<nfs3::mount::Export>(&()).expect("connected");
+    let exports = record.results::<nfs3::mount::Export>().expect("a list").0;
+    let path = String::from_utf8_lossy(exports[0].path.0).into_owned();
+    let root = client.mount(&path).expect("exported");
+    let how = CreateHow::Unchecked(SetAttributes {
+        mode: Some(0o644),
+        ..SetAttributes::default()
+    });
+    let args = CreateArgs {
+        place: DirEntry {
+            dir: root,
+            name: Name(b"file"),
+        },
+        how,
+    };
+    let record = client.call::<Create>(&args).expect("connected");
+    let created = record
+        .results::<Create>()
+        .expect("a reply")
+        .expect("created");
+    (client, created.object.expect("a handle"))
+}
+
+/// Calls per second.
+fn measure(address: SocketAddr, case: &Case) -> f64 {
+    let (mut client, file) = open(address);
+    let data = vec![0x5a; case.bytes];
+    fill(&mut client, file);
+    let (mut random, mut next) = (fastrand::Rng::with_seed(7), 0u64);
+    let mut send = |client: &mut Client<TcpStream>| {
+        let slots = FILE / case.bytes as u64;
+        let slot = if case.sequential {
+            next % slots
+        } else {
+            random.u64(0..slots)
+        };
+        next += 1;
+        let (offset, count) = (slot * case.bytes as u64, case.bytes as u32);
+        match case.work {
+            Work::Read => client.send::<Read>(&ReadArgs {
+                file,
+                offset,
+                count,
+            }),
+            Work::Write(stable) => client.send::<Write>(&WriteArgs {
+                file,
+                offset,
+                count,
+                stable,
+                data: Data(&data),
+            }),
+        }
+        .expect("connected");
+    };
+    for _ in 0..case.depth {
+        send(&mut client);
+    }
+    let (begun, mut calls) = (Instant::now(), 0u64);
+    while begun.elapsed() < TIME {
+        receive(&mut client, case);
+        calls += 1;
+        send(&mut client);
+    }
+    let rate = calls as f64 / begun.elapsed().as_secs_f64();
+    for _ in 0..case.depth {
+        receive(&mut client, case);
+    }
+    rate
+}
+
+fn receive(client: &mut Client<TcpStream>, case: &Case) {
+    let record = client.receive().expect("connected");
+    match case.work {
+        Work::Read => {
+            let read = record.results::<Read>().expect("a reply").expect("read");
+            assert_eq!(read.count as usize, case.bytes);
+        }
+        Work::Write(stable) => {
+            let ok = record
+                .results::<Write>()
+                .expect("a reply")
+                .expect("written");
+            assert!(ok.count as usize == case.bytes && ok.committed >= stable);
+        }
+    }
+}
+
+/// Writes all of the file and syncs it, so that no measurement pays for another's dirty pages.
+fn fill(client: &mut Client<TcpStream>, file: FileHandle) {
+    let data = vec![0xa5; 1 << 20];
+    for offset in (0..FILE).step_by(1 << 20) {
+        let args = WriteArgs {
+            file,
+            offset,
+            count: 1 << 20,
+            stable: Stability::Unstable,
+            data: Data(&data),
+        };
+        let record = client.call::<Write>(&args).expect("connected");
+        record
+            .results::<Write>()
+            .expect("a reply")
+            .expect("written");
+    }
+    let record = client
+        .call::<Commit>(&CommitArgs {
+            file,
+            offset: 0,
+            count: 0,
+        })
+        .expect("connected");
+    record
+        .results::<Commit>()
+        .expect("a reply")
+        .expect("committed");
+}
+
+/// One write and one `fdatasync` after the other on the same file system, per second.
+fn local_fdatasync(base: &Path) -> f64 {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::create(base.join("local")).expect("create");
+    file.write_all_at(&vec![1; 1 << 20], 0)
+        .and_then(|()| file.sync_all())
+        .expect("written");
+    let (begun, mut count) = (Instant::now(), 0u64);
+    while begun.elapsed() < TIME {
+        file.write_all_at(&[2; 4096], count % 256 * 4096)
+            .expect("write");
+        file.sync_data().expect("sync");
+        count += 1;
+    }
+    count as f64 / begun.elapsed().as_secs_f64()
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn report(servers: &[Server], results: &BTreeMap<(&str, usize), Vec<f64>>, fdatasync: f64) {
+    println!("calls per second, median of all rounds [every round]");
+    for (i, case) in CASES.iter().enumerate() {
+        println!("{}", case.name);
+        for server in servers {
+            let rounds = &results[&(server.name, i)];
+            let each: Vec<String> = rounds.iter().map(|rate| format!("{rate:.0}")).collect();
+            let rate = median(rounds);
+            let mib = rate * case.bytes as f64 / f64::from(1 << 20);
+            let latency = 1e6 * case.depth as f64 / rate;
+            println!(
+                "  {:<8} {rate:>8.0}/s  {mib:>7.1} MiB/s  {latency:>7.0} us  [{}]",
+                server.name,
+                each.join(" ")
+            );
+        }
+        if let [own, other] = servers {
+            let ratio = median(&results[&(own.name, i)]) / median(&results[&(other.name, i)]);
+            println!("  ratio    {ratio:>8.2}");
+        }
+    }
+    println!("one local 4 KiB write and fdatasync after the other: {fdatasync:.0}/s");
+    if let Some(path) = std::env::var_os("NFS_BENCH_JSON") {
+        let cases: Vec<_> = results
+            .iter()
+            .map(|((server, i), rates)| serde_json::json!({"server": server, "case": CASES[*i].name, "per_second": rates}))
+            .collect();
+        let json = serde_json::json!({"cases": cases, "local_fdatasync_per_second": fdatasync});
+        std::fs::write(path, json.to_string()).expect("write the figures");
+    }
+}
