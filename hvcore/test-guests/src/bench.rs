@@ -54,7 +54,7 @@ fn scaled(ticks: u64) -> u64 {
     } else {
         ticks >> -shift
     };
-    (u128::from(ticks) * u128::from(mul) >> 32) as u64
+    ((u128::from(ticks) * u128::from(mul)) >> 32) as u64
 }
 
 /// Nanoseconds of the guest's clock.

@@ -190,7 +190,7 @@ pub fn string_io() {
 /// A breakpoint on the handler of the breakpoint: an endless storm without a single instruction executed
 /// (the CPU's own loop, unless the exception exits).
 pub fn exception_storm() {
-    let handler = storm_handler as extern "C" fn() as u64;
+    let handler = storm_handler as extern "C" fn() as usize as u64;
     let mut table = [[0_u64; 2]; 32];
     table[1] = [
         handler & 0xffff | 0x10 << 16 | 0x8e00 << 32 | (handler & 0xffff_0000) << 32,

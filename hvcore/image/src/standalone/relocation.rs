@@ -63,7 +63,7 @@ fn copy(from: &GuestMemory, to: &GuestMemory) {
     let mut page = [0; PAGE_SIZE];
     for index in 0..from.pages() {
         from.read_page(index, &mut page);
-        // By words: a comparison of bytes calls `memcmp`, which goes byte by byte here.
+        // A page of zeroes stays as it is: the new VM's memory reads as zero.
         let (words, _) = page.as_chunks::<8>();
         if words.iter().any(|word| u64::from_ne_bytes(*word) != 0) {
             to.load_page(index, &page);

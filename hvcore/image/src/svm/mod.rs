@@ -40,7 +40,7 @@ use alloc::{boxed::Box, rc::Rc, sync::Arc, vec::Vec};
 use guest_memory::{GuestMemory, PAGE_SIZE, PageSet};
 use host::platform::{NoMemory, VmHardware};
 
-pub use cpu::{PhysicalCpu, Unsupported};
+pub use cpu::PhysicalCpu;
 use npt::NestedTables;
 use ram::{BLOCK_SIZE, Blocks, GuestRam};
 pub use vcpu::SvmVcpu;

@@ -65,8 +65,8 @@ impl Blocks {
 
     /// Makes a block ready for use.
     pub fn put_in_use(&self, index: usize) {
-        let block = &self.blocks[index];
-        if !block.in_use.load(Ordering::Acquire) {
+        if !self.is_in_use(index) {
+            let block = &self.blocks[index];
             // SAFETY: the block is ours alone and not yet mapped for the guest, which waits for
             // `in_use`. The image runs on one physical CPU, so no other caller is between the
             // load and the store.
@@ -77,12 +77,17 @@ impl Blocks {
         }
     }
 
+    /// Whether a block holds something.
+    pub fn is_in_use(&self, index: usize) -> bool {
+        self.blocks[index].in_use.load(Ordering::Acquire)
+    }
+
     /// Where a byte of a block is, if the block is in use.
     fn pointer(&self, index: usize, within: usize) -> Option<NonNull<u8>> {
-        let block = &self.blocks[index];
-        if !block.in_use.load(Ordering::Acquire) {
+        if !self.is_in_use(index) {
             return None;
         }
+        let block = &self.blocks[index];
         assert!(within < block.frames.bytes(), "offset within a block");
         // SAFETY: inside the block, as just checked.
         Some(unsafe { block.frames.pointer().add(within) })

@@ -516,6 +516,7 @@ impl Vcpu for SvmVcpu {
             state.tsc_aux,
             &state.xsave,
         );
+        self.tables.populate_used();
         self.flush(FlushNeeded(true));
     }
 }
