@@ -41,6 +41,8 @@ mod apic;
 mod clock;
 mod cpuid;
 mod decode;
+#[cfg(test)]
+mod fuzz_tests;
 mod linux;
 mod machine;
 mod msr;

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, vec::Vec};
 use super::*;
 use crate::{
     machine::WATCH_NS,
-    testing::{CODE, TSC_HZ, TestClock, TestVcpu, machine},
+    testing::{CODE, TSC_HZ, TestClock, TestVcpu, machine, start_driver},
     virtio::testing::Driver,
 };
 
@@ -515,36 +515,11 @@ fn guest_time_goes_on_without_a_step_where_the_counter_is_faster() {
     assert!(read(16).abs_diff(1_000_000_000) < 10, "at this time");
 }
 
-/// A machine whose card has its transmit queue set up, with vector 0x61 for it.
+/// A machine whose card has its transmit queue set up.
 fn with_card(clock: &TestClock) -> (Machine, TestVcpu) {
     let mut machine = machine(1);
     let vcpu = started(&mut machine, 0, clock);
-    let card = &mut machine.functions[1];
-    for (register, size, value) in [
-        (0x14, 1, 3),
-        (0x0c, 4, 1 << 29),
-        (0x08, 4, 1),
-        (0x0c, 4, 1),
-        (0x14, 1, 0xb),
-        (0x16, 2, 1),
-        (0x18, 2, 8),
-        (0x20, 8, 0xb000),
-        (0x28, 8, 0xc000),
-        (0x30, 8, 0xd000),
-        (0x1a, 2, 1),
-        (0x1c, 2, 1),
-        (0x14, 1, 0xf),
-        (0x4010, 4, 0xfee0_0000),
-        (0x4018, 4, 0x61),
-        (0x401c, 4, 0),
-    ] {
-        card.write(register, size, value).unwrap();
-    }
-    let control = (0x40..0xf0)
-        .step_by(4)
-        .find(|place| card.config().read(*place, 1) == 0x11)
-        .unwrap();
-    card.write_config(control + 2, 2, 0x8000);
+    start_driver(&mut machine.functions[1], 1, 0xb000);
     (machine, vcpu)
 }
 

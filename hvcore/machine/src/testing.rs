@@ -7,6 +7,7 @@ use guest_memory::{Gpa, GuestMemory, testing};
 use crate::{
     Clock, DiskModel, Machine, MachineConfig, NicModel, Outcome,
     vcpu::{Event, Exit, Gpr, Segment, SegmentName, Vcpu, VcpuState, gpr},
+    virtio::transport::Function,
 };
 
 /// Where tests put instructions.
@@ -43,6 +44,37 @@ pub fn machine(vcpus: u8) -> Machine {
         }],
     };
     Machine::new(&config, testing::memory(RAM), cpuid)
+}
+
+/// Sets a device up as its driver would: a queue of eight entries with its rings from `rings` on, a page each, and
+/// vector 0x61 for its interrupts.
+pub fn start_driver(function: &mut Function, queue: u16, rings: u64) {
+    for (register, size, value) in [
+        (0x14, 1, 0),
+        (0x14, 1, 3),
+        (0x0c, 4, 1 << 29),
+        (0x08, 4, 1),
+        (0x0c, 4, 1),
+        (0x14, 1, 0xb),
+        (0x16, 2, queue.into()),
+        (0x18, 2, 8),
+        (0x20, 8, rings),
+        (0x28, 8, rings + 0x1000),
+        (0x30, 8, rings + 0x2000),
+        (0x1a, 2, 1),
+        (0x1c, 2, 1),
+        (0x14, 1, 0xf),
+        (0x4010, 4, 0xfee0_0000),
+        (0x4018, 4, 0x61),
+        (0x401c, 4, 0),
+    ] {
+        function.write(register, size, value).unwrap();
+    }
+    let msix = (0x40..0xf0)
+        .step_by(4)
+        .find(|place| function.config().read(*place, 1) == 0x11)
+        .unwrap();
+    function.write_config(msix + 2, 2, 0x8000);
 }
 
 /// A clock that stands until it is set.

@@ -6,7 +6,7 @@ use std::{format, vec, vec::Vec};
 use super::*;
 use crate::{
     Machine,
-    testing::{TestClock, TestVcpu, machine},
+    testing::{TestClock, TestVcpu, machine, start_driver},
     vcpu::{Exit, Vcpu, gpr},
 };
 
@@ -41,20 +41,7 @@ fn lived_in() -> Machine {
     machine.io_apic.write(0x10, 0x8034);
     machine.console_input(b"typed ahead");
     // A disk that its driver has set up, a request in its queue.
-    for (register, size, value) in [
-        (0x14, 1, 3),
-        (0x08, 4, 1),
-        (0x0c, 4, 1),
-        (0x14, 1, 0xb),
-        (0x18, 2, 8),
-        (0x20, 8, 0xb000),
-        (0x28, 8, 0xc000),
-        (0x30, 8, 0xd000),
-        (0x1c, 2, 1),
-        (0x14, 1, 0xf),
-    ] {
-        machine.functions[0].write(register, size, value).unwrap();
-    }
+    start_driver(&mut machine.functions[0], 0, 0xb000);
     machine
 }
 
