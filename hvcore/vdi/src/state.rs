@@ -23,6 +23,8 @@ pub struct DiskState {
     /// table that the destination read from the file, which had all older ones, this is the whole table; so it
     /// stays short on big disks.
     pub allocated: Vec<(u32, u32)>,
+    /// Those of them whose entry in the file's table is not written yet, since their data is not committed.
+    pub not_entered: Vec<u32>,
     /// Writes that the server acknowledged and has not committed.
     pub uncommitted: Vec<Uncommitted>,
 }

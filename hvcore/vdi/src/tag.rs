@@ -76,8 +76,10 @@ pub(crate) enum DiskJob {
 pub(crate) enum WritePurpose {
     /// Part of a guest's write.
     Guest { op: u64 },
-    /// The VHD's own tables.
-    Tables,
+    /// Bitmap and footer of new blocks.
+    Placing,
+    /// Entries of new blocks and changed bitmaps.
+    Entering,
     /// Again, since the server lost it.
     Again,
 }

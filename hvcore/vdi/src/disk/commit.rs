@@ -1,9 +1,9 @@
 //! Flushes: making what was acknowledged stable.
 //!
 //! One commit at a time; flushes that come meanwhile are answered by it when nothing was written in between,
-//! else together by the next one. A commit is: the tables that belong to the data, COMMIT, and a look at the
-//! server's verifier. Data that was acknowledged under another verifier is lost; it is written again and
-//! committed again.
+//! else together by the next one. A commit is a COMMIT and a look at the server's verifier: data that was acknowledged under
+//! another verifier is lost; it is written again and committed again. If the VHD's tables have changed, two
+//! of these are needed, with the tables' new entries in between (see `tables`).
 
 use alloc::vec::Vec;
 
@@ -37,10 +37,12 @@ pub(super) struct Commit {
 enum Stage {
     #[default]
     Idle,
-    /// COMMIT of a differencing disk's data, before its tables say that it is there.
+    /// New blocks are being placed, up to this round.
+    Placing { round: u64 },
+    /// COMMIT of the data that these entries of the tables stand for.
     Data(Snapshot),
-    /// The tables are being written, up to this round.
-    Tables { round: u64 },
+    /// The entries are being written.
+    Entering,
     /// COMMIT of everything.
     All,
 }
@@ -69,29 +71,28 @@ impl Disk {
     pub(super) fn advance_commit(&mut self, cx: &mut Context<'_>) {
         match self.commit.stage {
             Stage::Idle => self.begin_commit(cx),
-            Stage::Tables { round } => {
-                // A round that failed is not over before all of its writes are answered.
-                if self.tables.is_idle()
-                    && let Some(why) = self.tables.failure()
-                {
+            Stage::Placing { round } => {
+                if let Some(why) = self.tables.failure() {
                     let why = why.clone();
                     self.end_commit(Err(why), cx);
                 } else if self.tables.has_ended(round) {
-                    self.commit.stage = Stage::All;
+                    self.commit.stage = match self.snapshot_tables() {
+                        Some(snapshot) => Stage::Data(snapshot),
+                        None => Stage::All,
+                    };
                     self.send_commit(cx);
                 }
             }
-            Stage::Data(_) | Stage::All => {}
+            Stage::Data(_) | Stage::Entering | Stage::All => {}
         }
     }
 
     fn begin_commit(&mut self, cx: &mut Context<'_>) {
-        let too_much_to_carry = self.draining
+        let cannot_travel = self.draining
             && self.ops.is_empty()
-            && (self.uncommitted.bytes() > DiskState::MAX_CARRIED
-                || self.is_differencing() && self.tables.is_behind());
+            && (self.uncommitted.bytes() > DiskState::MAX_CARRIED || self.tables.has_dirty());
         let wanted = self.commit.wanted
-            || too_much_to_carry
+            || cannot_travel
             || !self.flushes.is_empty()
             || self.uncommitted.bytes() >= SOFT_LIMIT;
         if !wanted {
@@ -104,13 +105,8 @@ impl Disk {
         if self.uncommitted.is_empty() && self.tables.is_written() {
             return self.end_flushes(&Ok(()), cx);
         }
-        if self.is_differencing() && self.tables.is_behind() {
-            let snapshot = self.snapshot_tables();
-            self.commit.stage = Stage::Data(snapshot);
-            return self.send_commit(cx);
-        }
         self.advance_tables(cx);
-        self.commit.stage = Stage::Tables {
+        self.commit.stage = Stage::Placing {
             round: self.tables.round_of_now(),
         };
         self.advance_commit(cx);
@@ -141,14 +137,19 @@ impl Disk {
     fn after_commit(&mut self, cx: &mut Context<'_>) {
         match core::mem::take(&mut self.commit.stage) {
             Stage::Data(snapshot) => {
-                self.begin_round(snapshot, cx);
-                self.commit.stage = Stage::Tables {
-                    round: self.tables.round_begun(),
-                };
-                self.advance_commit(cx);
+                self.commit.stage = Stage::Entering;
+                self.enter(snapshot, cx);
             }
             _ => self.end_commit(Ok(()), cx),
         }
+    }
+
+    pub(super) fn after_entering(&mut self, result: Result<(), IoError>, cx: &mut Context<'_>) {
+        if result.is_err() {
+            return self.end_commit(result, cx);
+        }
+        self.commit.stage = Stage::All;
+        self.send_commit(cx);
     }
 
     /// Writes again what the server lost. What is being overwritten at the moment is left out: the newer write

@@ -29,7 +29,7 @@ impl Disk {
     pub fn is_drained(&self) -> bool {
         self.phase == Phase::Open
             && self.in_flight() == 0
-            && self.tables.is_written()
+            && self.tables.can_travel()
             && self.commit.may_be_left()
             && self.uncommitted.bytes() <= DiskState::MAX_CARRIED
             && self.uncommitted.iter().count() <= MAX_PIECES
@@ -53,6 +53,7 @@ impl Disk {
             epoch: lease.epoch,
             bytes: self.info().bytes,
             allocated: self.allocated.clone(),
+            not_entered: self.tables.placed().collect(),
             uncommitted: uncommitted.collect(),
         })
     }
@@ -76,6 +77,13 @@ impl Disk {
             return Err(mismatch("its size differs"));
         }
         let disk = merge(&self.layers[0].disk, &state.allocated).map_err(mismatch)?;
+        if state
+            .not_entered
+            .iter()
+            .any(|block| disk.bat().and_then(|bat| bat.get(*block)).is_none())
+        {
+            return Err(mismatch("it has a block without a place"));
+        }
         check_uncommitted(&state.uncommitted, disk.footer_at() + SECTOR).map_err(mismatch)?;
 
         self.layers[0].disk = disk;
@@ -88,6 +96,10 @@ impl Disk {
                 .iter()
                 .for_each(|(block, _)| self.tables.on_full(*block));
         }
+        state
+            .not_entered
+            .iter()
+            .for_each(|block| self.tables.on_placed(*block));
         for piece in &state.uncommitted {
             self.seq += 1;
             self.uncommitted.insert(

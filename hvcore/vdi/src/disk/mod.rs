@@ -361,7 +361,8 @@ impl Disk {
         };
         match purpose {
             WritePurpose::Guest { op } => self.end_part(op, result, cx),
-            WritePurpose::Tables => self.on_table_written(result, cx),
+            WritePurpose::Placing => self.on_placed(result),
+            WritePurpose::Entering => self.on_entered(result, cx),
             WritePurpose::Again => self.on_written_again(result, cx),
         }
     }

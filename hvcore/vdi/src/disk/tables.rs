@@ -1,16 +1,18 @@
 //! Keeps the VHD's tables in the file behind those in memory.
 //!
 //! Order in which a new block comes into being:
-//! 1. its data, its bitmap, and the footer behind it (which never lies where the old footer or a block is,
-//!    so the file always ends in a footer);
-//! 2. when the server has these, the entry in the block allocation table (BAT).
+//! 1. *placing*: with the first data, its bitmap, and the footer behind it. The new footer is never where the old
+//!    one is, so the file always ends in one.
+//! 2. COMMIT of all this and of the data.
+//! 3. *entering*: its entry in the block allocation table (BAT), and bitmaps of older blocks that have changed.
+//! 4. COMMIT of these; then a flush is answered.
 //!
-//! So an owner that dies leaves a valid disk: a block whose entry is missing is behind the last block, and is cut
-//! off when the disk is opened again.
+//! Whatever is lost of what was not committed, the BAT names no block that is not whole in the file, and a
+//! bitmap claims no sector whose data is not there. An owner or a server that dies leaves, at worst, blocks behind the last
+//! that the BAT names; these are cut off when the disk is opened again.
 //!
-//! A *server* that dies may keep any part of what was not committed. In a dynamic disk that is harmless: a new block
-//! without its data reads as zeros, which is what it held before. In a differencing disk a bit without its
-//! data would hide the parent's; there, bitmaps and entries are written only after a COMMIT of the data.
+//! Placing is done at once; a commit, which is when the rest is done, then has less to wait for. Entering at
+//! once too was rejected: it would need a COMMIT for each new block.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +20,7 @@ use alloc::{
 };
 
 use nfs_client::Payload;
-use vhd::{Allocation, BatEntryWrite, Bitmap};
+use vhd::{Allocation, Bitmap, SECTOR};
 
 use super::{Context, Disk};
 use crate::{error::IoError, layer::Missing, tag::WritePurpose};
@@ -26,43 +28,45 @@ use crate::{error::IoError, layer::Missing, tag::WritePurpose};
 /// What of the tables is not in the file yet.
 #[derive(Debug)]
 pub(super) struct Tables {
-    /// New blocks, not yet in a round.
+    /// New blocks, to be placed.
     fresh: Vec<Allocation>,
-    /// Blocks whose bitmap in memory is ahead of the file's, not yet in a round.
-    dirty: BTreeSet<u32>,
-    footer_due: bool,
-    round: Round,
-    /// Rounds begun and ended.
+    placing: Option<Placing>,
+    /// Rounds of placing begun and ended.
     begun: u64,
     ended: u64,
-    /// A round failed; the next begins with the next commit.
+    /// Blocks that are placed and not entered.
+    placed: BTreeSet<u32>,
+    /// Blocks whose bitmap in memory is ahead of the file's.
+    dirty: BTreeSet<u32>,
+    entering: Option<Entering>,
+    footer_due: bool,
+    /// Why the last round of placing failed; the next commit tries again.
     failed: Option<IoError>,
-    /// Blocks of a dynamic disk whose bitmap is full.
+    /// Blocks of a dynamic disk whose bitmap is known to be full.
     full: BTreeSet<u32>,
     /// Bitmaps being read, with the operations that wait for them.
     loading: BTreeMap<Missing, Vec<u64>>,
 }
 
 #[derive(Debug)]
-enum Round {
-    None,
-    /// Bitmaps and the footer are being written, for these blocks.
-    Blocks {
-        blocks: Vec<Allocation>,
-        bitmaps: BTreeSet<u32>,
-        left: usize,
-    },
-    /// Entries are being written.
-    Entries {
-        blocks: Vec<Allocation>,
-        left: usize,
-    },
+struct Placing {
+    blocks: Vec<Allocation>,
+    left: usize,
+    error: Option<IoError>,
 }
 
-/// What a differencing disk's round writes: its state when the COMMIT before it was sent.
+#[derive(Debug)]
+struct Entering {
+    blocks: BTreeSet<u32>,
+    bitmaps: BTreeSet<u32>,
+    left: usize,
+    error: Option<IoError>,
+}
+
+/// What is to be entered: the state of the tables when the COMMIT before it was sent.
 #[derive(Debug)]
 pub(super) struct Snapshot {
-    blocks: Vec<Allocation>,
+    blocks: BTreeSet<u32>,
     bitmaps: BTreeMap<u32, Bitmap>,
 }
 
@@ -70,11 +74,13 @@ impl Tables {
     pub fn new(footer_due: bool) -> Self {
         Self {
             fresh: Vec::new(),
-            dirty: BTreeSet::new(),
-            footer_due,
-            round: Round::None,
+            placing: None,
             begun: 0,
             ended: 0,
+            placed: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            entering: None,
+            footer_due,
             failed: None,
             full: BTreeSet::new(),
             loading: BTreeMap::new(),
@@ -83,6 +89,16 @@ impl Tables {
 
     pub fn on_allocated(&mut self, allocation: Allocation) {
         self.fresh.push(allocation);
+    }
+
+    /// A block was placed by the owner before us.
+    pub fn on_placed(&mut self, block: u32) {
+        self.placed.insert(block);
+    }
+
+    /// Placed blocks that are not entered.
+    pub fn placed(&self) -> impl Iterator<Item = u32> {
+        self.placed.iter().copied()
     }
 
     /// A differencing disk's bitmap has changed.
@@ -119,28 +135,30 @@ impl Tables {
         self.loading.remove(&missing).unwrap_or_default()
     }
 
-    /// There is something that is not in the file and not on its way.
-    pub fn is_behind(&self) -> bool {
-        !self.fresh.is_empty() || !self.dirty.is_empty() || self.footer_due
+    /// All blocks are placed, and bitmaps as they should be; entries may be missing.
+    pub fn can_travel(&self) -> bool {
+        !self.must_place()
+            && self.placing.is_none()
+            && self.dirty.is_empty()
+            && self.entering.is_none()
     }
 
     /// The file has everything, though perhaps not on stable storage.
     pub fn is_written(&self) -> bool {
-        !self.is_behind() && self.is_idle()
+        self.can_travel() && self.placed.is_empty()
     }
 
-    pub fn is_idle(&self) -> bool {
-        matches!(self.round, Round::None)
+    pub fn has_dirty(&self) -> bool {
+        !self.dirty.is_empty()
     }
 
-    /// The round after which everything of now is in the file.
+    fn must_place(&self) -> bool {
+        !self.fresh.is_empty() || self.footer_due
+    }
+
+    /// The round after which everything of now is placed.
     pub fn round_of_now(&self) -> u64 {
-        self.begun + u64::from(self.is_behind())
-    }
-
-    /// The latest round.
-    pub fn round_begun(&self) -> u64 {
-        self.begun
+        self.begun + u64::from(self.must_place())
     }
 
     pub fn has_ended(&self, round: u64) -> bool {
@@ -158,143 +176,149 @@ impl Tables {
 }
 
 impl Disk {
-    /// A dynamic disk's tables follow at once, so that a flush has little left to do.
+    /// Places new blocks.
     pub(super) fn advance_tables(&mut self, cx: &mut Context<'_>) {
-        if self.is_differencing()
-            || !self.tables.is_idle()
-            || !self.tables.is_behind()
+        if !self.tables.must_place()
+            || self.tables.placing.is_some()
             || self.tables.failed.is_some()
             || self.commit.is_rewriting()
         {
             return;
         }
-        let size = self.layers[0].bitmap_size();
+        self.tables.begun += 1;
         let blocks = core::mem::take(&mut self.tables.fresh);
-        let dirty = core::mem::take(&mut self.tables.dirty);
-        let bitmaps = blocks
-            .iter()
-            .map(|allocation| allocation.block)
-            .chain(dirty)
-            .map(|block| (block, Bitmap::full(size)))
-            .collect();
-        self.begin_round(Snapshot { blocks, bitmaps }, cx);
+        let mut left = 0;
+        for allocation in &blocks {
+            let bitmap = self.layers[0].disk.new_bitmap(0, 0);
+            let bytes = Payload::from(bitmap.as_bytes().to_vec());
+            left += self.write(WritePurpose::Placing, allocation.bitmap_at, bytes, cx);
+        }
+        // Behind the last block of this round; a block that comes later brings its own.
+        let leaf = &self.layers[0].disk;
+        let footer_at = blocks
+            .last()
+            .map_or(leaf.footer_at(), |last| last.footer_at);
+        let footer = Payload::from(leaf.footer().encode().to_vec());
+        left += self.write(WritePurpose::Placing, footer_at, footer, cx);
+        self.tables.footer_due = false;
+        self.tables.placing = Some(Placing {
+            blocks,
+            left,
+            error: None,
+        });
     }
 
-    /// What a differencing disk's tables must say once its data of now is stable.
-    pub(super) fn snapshot_tables(&mut self) -> Snapshot {
+    pub(super) fn on_placed(&mut self, result: Result<(), IoError>) {
+        let tables = &mut self.tables;
+        let placing = tables.placing.as_mut().expect("placing is under way");
+        if let Err(why) = result {
+            placing.error.get_or_insert(why);
+        }
+        placing.left -= 1;
+        if placing.left > 0 {
+            return;
+        }
+        let Placing { blocks, error, .. } = tables.placing.take().expect("placing is under way");
+        tables.ended += 1;
+        if error.is_none() {
+            tables
+                .placed
+                .extend(blocks.iter().map(|allocation| allocation.block));
+        } else {
+            tables.footer_due = true;
+            tables.fresh.splice(0..0, blocks);
+        }
+        tables.failed = error;
+    }
+
+    /// What can be entered once all that is acknowledged now is stable; none if there is nothing.
+    pub(super) fn snapshot_tables(&mut self) -> Option<Snapshot> {
+        let tables = &mut self.tables;
+        let placing = tables.placing.iter().flat_map(|placing| &placing.blocks);
+        let not_placed: BTreeSet<u32> = placing
+            .chain(&tables.fresh)
+            .map(|allocation| allocation.block)
+            .collect();
+        let blocks = core::mem::take(&mut tables.placed);
+        let changed: BTreeSet<u32> = tables.dirty.difference(&not_placed).copied().collect();
+        tables.dirty.retain(|block| not_placed.contains(block));
+        if blocks.is_empty() && changed.is_empty() {
+            return None;
+        }
         let leaf = &self.layers[0];
-        let blocks = core::mem::take(&mut self.tables.fresh);
-        let mut changed = core::mem::take(&mut self.tables.dirty);
-        changed.extend(blocks.iter().map(|allocation| allocation.block));
+        let bitmap = |block| match leaf.bitmaps.get(&block) {
+            Some(bitmap) => bitmap.clone(),
+            None => Bitmap::full(leaf.bitmap_size()),
+        };
         let bitmaps = changed
             .into_iter()
-            .map(|block| (block, leaf.bitmaps[&block].clone()))
+            .map(|block| (block, bitmap(block)))
             .collect();
-        Snapshot { blocks, bitmaps }
+        Some(Snapshot { blocks, bitmaps })
     }
 
+    /// A snapshot that is not entered after all.
     pub(super) fn give_back(&mut self, snapshot: Snapshot) {
+        self.tables.placed.extend(snapshot.blocks);
         self.tables.dirty.extend(snapshot.bitmaps.into_keys());
-        self.tables.fresh.splice(0..0, snapshot.blocks);
     }
 
-    pub(super) fn begin_round(&mut self, snapshot: Snapshot, cx: &mut Context<'_>) {
+    pub(super) fn enter(&mut self, snapshot: Snapshot, cx: &mut Context<'_>) {
         let Snapshot { blocks, bitmaps } = snapshot;
-        self.tables.begun += 1;
         let mut left = 0;
         for (block, bitmap) in &bitmaps {
             let at = self.layers[0].bitmap_at(*block).expect("the block exists");
             let bytes = Payload::from(bitmap.as_bytes().to_vec());
-            left += self.write(WritePurpose::Tables, at, bytes, cx);
+            left += self.write(WritePurpose::Entering, at, bytes, cx);
         }
-        if !blocks.is_empty() || self.tables.footer_due {
-            self.tables.footer_due = false;
-            // Of the round's last block and not of the disk's: a later block's round brings its own.
-            let at = match blocks.last() {
-                Some(allocation) => allocation.footer_at,
-                None => self.layers[0].disk.footer_at(),
-            };
-            let footer = Payload::from(self.layers[0].disk.footer().encode().to_vec());
-            if !self.is_writing(at, footer.len() as u64) {
-                left += self.write(WritePurpose::Tables, at, footer, cx);
-            }
+        for (at, bytes) in self.entries(&blocks) {
+            left += self.write(WritePurpose::Entering, at, bytes.into(), cx);
         }
         let bitmaps = bitmaps.into_keys().collect();
-        self.tables.round = Round::Blocks {
+        self.tables.entering = Some(Entering {
             blocks,
             bitmaps,
             left,
-        };
-        if left == 0 {
-            self.begin_entries(cx);
-        }
+            error: None,
+        });
     }
 
-    fn begin_entries(&mut self, cx: &mut Context<'_>) {
-        let round = core::mem::replace(&mut self.tables.round, Round::None);
-        let Round::Blocks { blocks, .. } = round else {
-            unreachable!("entries follow blocks")
-        };
-        let mut left = 0;
-        for (at, bytes) in joined(blocks.iter().map(|allocation| allocation.bat_entry)) {
-            left += self.write(WritePurpose::Tables, at, bytes.into(), cx);
+    /// Entries of the BAT and where they go, adjacent ones joined.
+    fn entries(&self, blocks: &BTreeSet<u32>) -> Vec<(u64, Vec<u8>)> {
+        let leaf = &self.layers[0];
+        let table = leaf.disk.header().map_or(0, |header| header.bat_offset);
+        let mut joined: Vec<(u64, Vec<u8>)> = Vec::new();
+        for block in blocks {
+            let at = table + 4 * u64::from(*block);
+            let place = leaf.bitmap_at(*block).expect("the block exists");
+            let entry = ((place / SECTOR) as u32).to_be_bytes();
+            match joined.last_mut() {
+                Some((start, run)) if *start + run.len() as u64 == at => run.extend(entry),
+                _ => joined.push((at, entry.to_vec())),
+            }
         }
-        self.tables.round = Round::Entries { blocks, left };
-        if left == 0 {
-            self.end_round();
-        }
+        joined
     }
 
-    fn end_round(&mut self) {
-        self.tables.round = Round::None;
-        self.tables.ended += 1;
-    }
-
-    pub(super) fn on_table_written(&mut self, result: Result<(), IoError>, cx: &mut Context<'_>) {
+    pub(super) fn on_entered(&mut self, result: Result<(), IoError>, cx: &mut Context<'_>) {
+        let tables = &mut self.tables;
+        let entering = tables.entering.as_mut().expect("entering is under way");
         if let Err(why) = result {
-            self.tables.failed.get_or_insert(why);
+            entering.error.get_or_insert(why);
         }
-        let (Round::Blocks { left, .. } | Round::Entries { left, .. }) = &mut self.tables.round
-        else {
-            unreachable!("tables are written in rounds")
-        };
-        *left -= 1;
-        if *left > 0 {
+        entering.left -= 1;
+        if entering.left > 0 {
             return;
         }
-        if self.tables.failed.is_none() {
-            return match self.tables.round {
-                Round::Blocks { .. } => self.begin_entries(cx),
-                Round::Entries { .. } | Round::None => self.end_round(),
-            };
-        }
-        // All of the round is to be done again, in order.
-        match core::mem::replace(&mut self.tables.round, Round::None) {
-            Round::Blocks {
-                blocks, bitmaps, ..
-            } => {
-                self.tables.fresh.splice(0..0, blocks);
-                self.tables.dirty.extend(bitmaps);
+        let entering = tables.entering.take().expect("entering is under way");
+        let result = match entering.error {
+            None => Ok(()),
+            Some(why) => {
+                tables.placed.extend(entering.blocks);
+                tables.dirty.extend(entering.bitmaps);
+                Err(why)
             }
-            Round::Entries { blocks, .. } => {
-                self.tables.fresh.splice(0..0, blocks);
-            }
-            Round::None => {}
-        }
-        self.tables.footer_due = true;
-        self.tables.ended += 1;
+        };
+        self.after_entering(result, cx);
     }
-}
-
-/// Entries in the order of the table, adjacent ones joined.
-fn joined(entries: impl Iterator<Item = BatEntryWrite>) -> Vec<(u64, Vec<u8>)> {
-    let sorted: BTreeMap<u64, [u8; 4]> = entries.map(|entry| (entry.at, entry.bytes)).collect();
-    let mut joined: Vec<(u64, Vec<u8>)> = Vec::new();
-    for (at, bytes) in sorted {
-        match joined.last_mut() {
-            Some((start, run)) if *start + run.len() as u64 == at => run.extend_from_slice(&bytes),
-            _ => joined.push((at, bytes.to_vec())),
-        }
-    }
-    joined
 }

@@ -99,3 +99,23 @@ pub fn seal(content: &mut [u8]) {
     sum_up(0, 512, 64);
     sum_up(512, 1024, 36);
 }
+
+/// Says what is wrong with a disk as a crash has left it: its tables must name only what is there.
+pub fn check(content: &[u8]) -> Result<(), String> {
+    let footer = Footer::parse(content).map_err(|why| why.to_string());
+    let footer = match footer {
+        Ok(footer) if footer.header_offset.is_some() => footer,
+        // A fixed disk has nothing but a footer, which is never written.
+        _ => return Ok(()),
+    };
+    let header = Header::parse(&content[512..1536]).map_err(|why| why.to_string())?;
+    let bat = Bat::parse(&content[1536..], header.bat_entries).map_err(|why| why.to_string())?;
+    let disk = Disk::sparse(footer, header, bat).map_err(|why| why.to_string())?;
+    if disk.footer_at() > content.len() as u64 {
+        return Err(format!(
+            "a block reaches beyond the file's {} bytes",
+            content.len()
+        ));
+    }
+    Ok(())
+}

@@ -132,6 +132,11 @@ impl Server {
         self.files.insert(name.into(), file);
     }
 
+    /// A file as readers see it.
+    pub fn content(&self, name: &str) -> &[u8] {
+        &self.files[name].live
+    }
+
     /// Stops without warning and starts again.
     pub fn crash(&mut self, rng: &mut Rng) {
         self.instance += 1;
