@@ -21,6 +21,7 @@ const SSH_PORT: u16 = 22;
 /// RFC 862.
 const ECHO_PORT: u16 = 7;
 const MS: u64 = 1_000_000;
+const SLOW_PROBE_NS: u64 = 20 * MS;
 /// The guest dirties so much memory, round and round.
 const DIRTY_MIB: u32 = 8;
 /// An answer of the guest may take so long before the session counts as lost.
@@ -122,8 +123,11 @@ fn act(
     }
     let (typist, opened) = start_typist(lab, artifacts, seed)?;
     wait_for_session(lab, &typist, &opened)?;
-    let probes = start_probes(lab.prober())?;
-    progress("the session is open: typing, and probing 1000 times a second");
+    let probes = start_probes(lab.prober(), arguments.probe_hz)?;
+    progress(&format!(
+        "the session is open: typing, and probing {} times a second",
+        arguments.probe_hz
+    ));
     wait(lab, rhythm.quiet)?;
     for number in 1..=arguments.migrations {
         let to = if number % 2 == 1 { "h2" } else { "h1" };
@@ -224,13 +228,15 @@ fn access(artifacts: &Artifacts) -> Result<Access> {
     Ok(Access::new("root", &artifacts.guest.ssh_key, &text)?)
 }
 
-fn start_probes(prober: &Endpoint) -> Result<Vec<ProbeId>> {
+/// Starts the probes. UDP is the one that is judged. Every answer costs an emulated guest about half a millisecond of its
+/// CPU, so the others are slower: a guest that is kept busy by probes alone would show nothing but that.
+fn start_probes(prober: &Endpoint, hz: u32) -> Result<Vec<ProbeId>> {
     let to = std::net::SocketAddrV4::new(SESSION.guest_address(1), ECHO_PORT);
-    // A probe of TCP at 1 kHz beside that of UDP would by itself use up an emulated guest.
+    let udp_ns = 1000 * MS / u64::from(hz);
     [
-        (ProbeKind::Udp, MS),
-        (ProbeKind::Tcp, 5 * MS),
-        (ProbeKind::Ping, 20 * MS),
+        (ProbeKind::Udp, udp_ns),
+        (ProbeKind::Tcp, SLOW_PROBE_NS),
+        (ProbeKind::Ping, SLOW_PROBE_NS),
     ]
     .into_iter()
     .map(|(kind, interval_ns)| {

@@ -214,6 +214,10 @@ pub struct DemoArguments {
     /// Have the guest dirty 8 MiB at this many MiB/s meanwhile; 0 for an idle guest
     #[arg(long, value_name = "MIB", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=64))]
     pub dirty: u32,
+    /// Datagrams a second of the probe that measures the silence. An emulated guest answers 1000 a second only while
+    /// it has nothing else to do
+    #[arg(long, value_name = "HZ", default_value_t = 250, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub probe_hz: u32,
     /// Compare the guest's memory on both sides at every migration (adds to the pause)
     #[arg(long)]
     pub verify: bool,
