@@ -63,7 +63,8 @@ impl<P: Platform> Host<P> {
             else {
                 return;
             };
-            if vm.awaits_first_frame {
+            // What had been in the ring when the guest was stopped elsewhere is no sign of life from here.
+            if vm.awaits_first_frame && !vm.awaits_first_instruction {
                 vm.awaits_first_frame = false;
                 let id = vm.config.id;
                 self.report(HostEvent::FirstFrame { vm: id });

@@ -215,7 +215,11 @@ impl<P: Platform> Host<P> {
             })
         });
         let Some((vcpu, contended)) = picked else {
-            return self.run_background() || self.run_hash() || self.arrivals_busy;
+            return self.run_background()
+                || self.run_hash()
+                || self.arrivals_busy
+                || self.management.is_due()
+                || self.storage.stack.is_due();
         };
         // Guests first: the rest gets its turn after a whole slice of theirs.
         if self.guests_ran_ns >= SLICE_NS {

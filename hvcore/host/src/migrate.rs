@@ -43,7 +43,7 @@ const LINK_TIMEOUT_MS: u64 = 4_000;
 
 const SOURCE_BUFFERS: Buffers = Buffers {
     receive: 64 << 10,
-    send: 1 << 20,
+    send: 512 << 10,
     timeout_ms: LINK_TIMEOUT_MS,
 };
 

@@ -33,7 +33,7 @@ const MAX_WAITING: usize = 1 << 20;
 const SILENCE_NS: u64 = 10_000_000_000;
 
 /// Frames that arrive directly wait no longer than this for those that are forwarded.
-const HOLD_NS: u64 = 20_000_000;
+const HOLD_NS: u64 = 5_000_000;
 
 /// The source may forward frames for so long.
 const FORWARD_NS: u64 = 2_000_000_000;
