@@ -2,7 +2,8 @@
 
 #![allow(missing_docs)]
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use host_protocol::auth::{PoolKey, Purpose};
+use host_protocol::{Notice, Request, codec};
 use images::iso::Contents;
 use images::{hypervisor, iso};
 use rstest::rstest;
@@ -260,26 +263,81 @@ fn a_mistake_in_the_settings_is_named(#[case] command_line: &str, #[case] what: 
     machine.expect_silence();
 }
 
+/// Settings of a host of a pool, whose addresses are on networks that QEMU itself emulates.
+fn pool_settings() -> String {
+    format!(
+        "name=h1 management=198.18.0.11/24 storage=198.18.1.11/24 nfs=198.18.1.1 export=/export key={}",
+        "5a".repeat(32)
+    )
+}
+
 #[test]
 fn missing_network_cards_are_counted() {
-    let key = "5a".repeat(32);
-    let command_line = format!(
-        "name=h1 management=198.18.0.11/24 storage=198.18.1.11/24 nfs=198.18.1.1 export=/export key={key}"
-    );
-    let mut arguments = Way::Kernel.arguments(&command_line, None);
+    let mut arguments = Way::Kernel.arguments(&pool_settings(), None);
     arguments.extend(["-device".into(), "virtio-net-pci".into()]);
     let mut machine = Machine::start("max", &as_strs(&arguments));
     machine.expect("found 1 of 3 virtio network cards");
     machine.expect("host halted");
 }
 
+/// Network, interrupts, timers and randomness at once: a host that answers a connection has them all.
+#[test]
+fn a_host_proves_over_its_network_that_it_knows_the_pools_key() {
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|listener| listener.local_addr())
+        .unwrap()
+        .port();
+    let management = format!(
+        "user,id=management,net=198.18.0.0/24,host=198.18.0.1,hostfwd=tcp:127.0.0.1:{port}-198.18.0.11:{}",
+        host_protocol::PORT
+    );
+    let mut arguments = Way::Kernel.arguments(&pool_settings(), None);
+    arguments.extend(["-netdev".into(), management]);
+    for (slot, netdev) in [(2, ",netdev=management"), (3, ""), (4, "")] {
+        arguments.extend([
+            "-device".into(),
+            format!("virtio-net-pci,addr={slot}{netdev}"),
+        ]);
+    }
+    let mut machine = Machine::start("max", &as_strs(&arguments));
+    machine.expect("host h1 is up");
+
+    let nonce = [7; 16];
+    let mut hello = Vec::new();
+    let version = host_protocol::VERSION;
+    codec::encode(&Request::Hello { version, nonce }, &mut hello).unwrap();
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(&hello).unwrap();
+    let mut decoder = codec::Decoder::new();
+    let notice = loop {
+        if let Some(notice) = decoder.message::<Notice>().unwrap() {
+            break notice;
+        }
+        let mut bytes = [0; 1024];
+        let count = stream.read(&mut bytes).unwrap();
+        assert!(count > 0, "the host closed the connection");
+        decoder.push(&bytes[..count]);
+    };
+    let Notice::Welcome {
+        nonce: theirs,
+        mac,
+        host,
+        ..
+    } = notice
+    else {
+        panic!("expected a welcome, got {notice:?}");
+    };
+    assert_eq!(host, "h1");
+    let proves =
+        |key: [u8; 32]| PoolKey::new(key).accepts(Purpose::ControlHost, &nonce, &theirs, &mac);
+    assert!(proves([0x5a; 32]));
+    assert!(!proves([0x5b; 32]), "any key would do");
+}
+
 #[test]
 fn a_panic_says_where_and_nothing_runs_after_it() {
-    let key = "5a".repeat(32);
-    let command_line = format!(
-        "name=h1 management=198.18.0.11/24 storage=198.18.1.11/24 nfs=198.18.1.1 export=/export key={key}"
-    );
-    let mut arguments = Way::Kernel.arguments(&command_line, None);
+    let mut arguments = Way::Kernel.arguments(&pool_settings(), None);
     for _ in 0..3 {
         arguments.extend(["-device".into(), "virtio-net-pci".into()]);
     }

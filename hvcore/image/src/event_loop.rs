@@ -8,7 +8,7 @@ use host::{
     platform::{Nic, Platform},
 };
 
-use crate::{interrupts, net::Receiver, platform::BareMetal, serial, time};
+use crate::{boot, interrupts, net::Receiver, platform::BareMetal, serial, time};
 
 /// Frames taken from a card before the others have their turn.
 const FRAMES_AT_ONCE: usize = 256;
@@ -19,6 +19,7 @@ const ROUNDS_MAX: usize = 4;
 pub fn run(config: HostConfig, platform: BareMetal, mut receivers: Vec<Receiver>) -> ! {
     let mut host = Host::new(config, platform);
     loop {
+        assert!(boot::stack_is_sound(), "the host's stack overflowed");
         // Interrupts that are taken here announce what is looked at below; one that comes later
         // ends the guest's slice or the halt.
         interrupts::take_pending();

@@ -132,7 +132,8 @@ gdt_pointer:
 boot_pml4: .skip 4096
 boot_pdpt: .skip 4096
 boot_pd: .skip 4096
-# No guard page below: the identity map is by 1 GiB pages. The deepest path measured uses a tenth.
-boot_stack: .skip 512 * 1024
+# No guard page below: the identity map is by 1 GiB pages. The main loop looks at the lowest words instead.
+# The deepest path measured, with migrations both ways, uses 21 KiB.
+boot_stack: .skip 256 * 1024
 .global boot_stack_end
 boot_stack_end:

@@ -28,5 +28,15 @@ pub fn caller(frame: u64) -> Option<(u64, u64)> {
     (address != 0).then_some((next, address))
 }
 
+/// Whether the stack has stayed within its bounds: its lowest words are still zero.
+pub fn stack_is_sound() -> bool {
+    const WORDS: usize = 64;
+    let end = (&raw const boot_stack_end) as u64;
+    let lowest = (end - STACK_BYTES) as *const u64;
+    // SAFETY: the words are inside the boot stack, which is always mapped; volatile, since the
+    // stack's owner may write them at any time.
+    (0..WORDS).all(|index| unsafe { lowest.add(index).read_volatile() } == 0)
+}
+
 /// As in `entry.s`.
-const STACK_BYTES: u64 = 512 * 1024;
+const STACK_BYTES: u64 = 256 * 1024;

@@ -29,8 +29,8 @@ const MASKED: u32 = 1 << 16;
 const SOFTWARE_ENABLE: u32 = 1 << 8;
 const DIVIDE_BY_ONE: u32 = 0xb;
 
-/// Timer ticks in a second, once measured.
-static TIMER_HZ: AtomicU64 = AtomicU64::new(0);
+/// Timer ticks in a nanosecond, times 2^32, once measured.
+static TICKS_PER_NS: AtomicU64 = AtomicU64::new(0);
 
 /// Switches this CPU's APIC on, with nothing but the timer and the PC's NMI to come.
 pub fn enable() {
@@ -65,15 +65,16 @@ pub fn counted() -> u32 {
 
 /// Sets the rate that was measured and makes the timer interrupt.
 pub fn start_timer(hz: u64) {
-    TIMER_HZ.store(hz, Ordering::Relaxed);
+    let ticks_per_ns = (u128::from(hz) << 32) / 1_000_000_000;
+    TICKS_PER_NS.store(ticks_per_ns as u64, Ordering::Relaxed);
     REGISTERS.write(TIMER_INITIAL, 0);
     REGISTERS.write(TIMER, TIMER_VECTOR.into());
 }
 
 /// Interrupts once, in `ns` nanoseconds at the latest: earlier when that is beyond the timer's reach.
 pub fn interrupt_in(ns: u64) {
-    let hz = u128::from(TIMER_HZ.load(Ordering::Relaxed));
-    let ticks = u128::from(ns) * hz / 1_000_000_000;
+    let ticks_per_ns = u128::from(TICKS_PER_NS.load(Ordering::Relaxed));
+    let ticks = (u128::from(ns) * ticks_per_ns) >> 32;
     // Zero would stop the timer.
     let ticks = ticks.clamp(1, u32::MAX.into()) as u32;
     REGISTERS.write(TIMER_INITIAL, ticks);
