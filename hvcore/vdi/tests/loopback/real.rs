@@ -104,6 +104,7 @@ pub struct TcpHost {
     stream: Option<TcpStream>,
     begun: Instant,
     unsent: Vec<u8>,
+    buffer: Vec<u8>,
 }
 
 impl TcpHost {
@@ -115,6 +116,7 @@ impl TcpHost {
             stream: None,
             begun: Instant::now(),
             unsent: Vec::new(),
+            buffer: vec![0; 256 << 10],
         }
     }
 
@@ -154,10 +156,9 @@ impl TcpHost {
         let Some(stream) = &mut self.stream else {
             return Ok(());
         };
-        let mut buffer = vec![0; 256 << 10];
         if self.unsent.is_empty() {
-            let count = self.storage.transmit(&mut buffer, now);
-            self.unsent.extend_from_slice(&buffer[..count]);
+            let count = self.storage.transmit(&mut self.buffer, now);
+            self.unsent.extend_from_slice(&self.buffer[..count]);
         }
         if !self.unsent.is_empty() {
             match stream.write(&self.unsent) {
@@ -166,10 +167,10 @@ impl TcpHost {
                 Err(why) => return Err(why),
             }
         }
-        match stream.read(&mut buffer) {
+        match stream.read(&mut self.buffer) {
             Ok(0) => Err(ErrorKind::ConnectionReset.into()),
             Ok(count) => {
-                self.storage.receive(&buffer[..count], now);
+                self.storage.receive(&self.buffer[..count], now);
                 Ok(())
             }
             Err(why) if why.kind() == ErrorKind::WouldBlock => {
