@@ -181,6 +181,7 @@ impl SourceVm for Guest {
             bytes: 1 << 20,
             allocated: Vec::new(),
             uncommitted: Vec::new(),
+            not_entered: Vec::new(),
         })])
     }
     fn reclaim(&mut self) {
