@@ -17,7 +17,8 @@ pub struct DiskId(pub(crate) u32);
 pub enum Access {
     /// For one owner; takes the disk's lease.
     ReadWrite,
-    /// For any number of readers, without a lease: base copies and images that nobody writes.
+    /// For any number of readers, while nobody writes; takes a lease that they share. It is not given back but
+    /// expires, so a writer has to wait for that.
     ReadOnly,
 }
 

@@ -318,15 +318,15 @@ impl Disk {
             return self.advance_commit(cx);
         }
         self.phase = Phase::Releasing;
-        match &mut self.lease {
-            Some(lease) => {
-                lease.renew_at_ns = None;
-                let call = Call::Release {
-                    object: self.layers[0].file,
-                };
-                self.call(DiskJob::Release, call, cx);
-            }
-            None => self.finish_close(Ok(()), cx),
+        self.stop_renewing(cx);
+        // A shared lease is that of all readers together; the last one's time runs out.
+        if self.lease.is_some() && !self.read_only {
+            let call = Call::Release {
+                object: self.layers[0].file,
+            };
+            self.call(DiskJob::Release, call, cx);
+        } else {
+            self.finish_close(Ok(()), cx);
         }
     }
 

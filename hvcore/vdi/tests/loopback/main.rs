@@ -4,7 +4,12 @@ mod real;
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::{fs, path::Path, process::Command, time::Instant};
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use fastrand::Rng;
 use nfs_sr::sr::{
@@ -258,6 +263,69 @@ fn a_snapshot_is_written_over_its_base_copy() {
     assert!(fs::read(raw).expect("just written")[..seen.len()] == seen);
     let problems = Survey::take(&store).expect("a repository").problems;
     assert!(problems.iter().all(Problem::is_harmless), "{problems:?}");
+}
+
+#[test]
+fn readers_share_a_disk_and_keep_writers_out() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    new_disk(dir.path());
+    let server = RealServer::start(dir.path(), "127.0.0.1:0");
+    let ttl = Duration::from_millis(1500);
+    let mut one = TcpHost::with_ttl("h1", server.address, ttl);
+    let mut two = TcpHost::with_ttl("h2", server.address, ttl);
+    let mut writer = TcpHost::new("h3", server.address);
+    let (first, info) = open(&mut one, Access::ReadOnly).expect("it opens");
+    assert!(info.read_only);
+    let (second, _) = open(&mut two, Access::ReadOnly).expect("it opens again");
+    open(&mut writer, Access::ReadWrite).expect_err("it is being read");
+    let data = vec![1; 512];
+    assert_eq!(
+        io(&mut one, first, Op::Write { offset: 0, data }),
+        Err(IoError::ReadOnly)
+    );
+    let read = Op::Read {
+        offset: 4096,
+        len: 512,
+    };
+    assert_eq!(io(&mut two, second, read.clone()), Ok(vec![0; 512]));
+    close(&mut one, first);
+    assert_eq!(
+        io(&mut two, second, read),
+        Ok(vec![0; 512]),
+        "the other reads on"
+    );
+    close(&mut two, second);
+    let closed = Instant::now();
+    while open(&mut writer, Access::ReadWrite).is_err() {
+        assert!(closed.elapsed() < 4 * ttl, "nobody reads any more");
+    }
+}
+
+#[test]
+fn a_lease_is_kept_while_its_owner_lives_and_no_longer() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    new_disk(dir.path());
+    let server = RealServer::start(dir.path(), "127.0.0.1:0");
+    let ttl = Duration::from_millis(1500);
+    let mut owner = TcpHost::with_ttl("h1", server.address, ttl);
+    let mut heir = TcpHost::new("h2", server.address);
+    let (disk, _) = open(&mut owner, Access::ReadWrite).expect("it opens");
+    let begun = Instant::now();
+    while begun.elapsed() < 3 * ttl {
+        owner.turn();
+        assert!(owner.storage.next_completion().is_none());
+    }
+    open(&mut heir, Access::ReadWrite).expect_err("the owner lives");
+    let asked = Instant::now();
+    while open(&mut heir, Access::ReadWrite).is_err() {
+        assert!(
+            asked.elapsed() < 4 * ttl,
+            "a dead owner's lease does not expire"
+        );
+    }
+    let data = vec![1; 512];
+    let late = io_or_lost(&mut owner, disk, Op::Write { offset: 0, data });
+    assert_eq!(late, Err(IoError::LeaseLost));
 }
 
 #[test]

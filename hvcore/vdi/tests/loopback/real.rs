@@ -109,7 +109,13 @@ pub struct TcpHost {
 
 impl TcpHost {
     pub fn new(name: &str, server: SocketAddr) -> Self {
-        let config = StorageConfig::new(name.into(), "/export".into(), fastrand::u32(..));
+        Self::with_ttl(name, server, Duration::from_secs(10))
+    }
+
+    /// A host whose leases last so long.
+    pub fn with_ttl(name: &str, server: SocketAddr, ttl: Duration) -> Self {
+        let mut config = StorageConfig::new(name.into(), "/export".into(), fastrand::u32(..));
+        config.lease_ttl_ms = ttl.as_millis() as u32;
         Self {
             storage: Storage::new(config, 0),
             server,
