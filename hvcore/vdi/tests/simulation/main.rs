@@ -2,6 +2,7 @@
 //!
 //! A seed reproduces a run: it is printed when one fails.
 
+mod bad_state;
 mod host;
 mod image;
 mod server;
