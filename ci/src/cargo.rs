@@ -81,6 +81,21 @@ pub fn elab(sh: &Shell, verb: &str, arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Measures: the hypervisor alone, then a lab that moves its guest again and again.
+pub fn bench(sh: &Shell, arguments: &[String]) -> Result<()> {
+    step("one host alone");
+    cmd!(
+        sh,
+        "cargo run --quiet --locked --release --package images --bin bench-host"
+    )
+    .run()?;
+    let mut demo: Vec<String> = ["--migrations", "20", "--name", "bench"]
+        .map(str::to_owned)
+        .into();
+    demo.extend_from_slice(arguments);
+    elab(sh, "demo", &demo)
+}
+
 fn step(what: &str) {
     eprintln!("== {what}");
 }

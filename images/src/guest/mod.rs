@@ -16,6 +16,7 @@ mod keys;
 mod layout;
 mod manifest;
 mod packages;
+mod plain_qemu;
 mod rootfs;
 
 use std::fs::{self, File};
@@ -27,6 +28,7 @@ use xshell::Shell;
 
 pub use layout::{Exported, SR_UUID, VDI_UUID, export};
 pub use packages::TOOLS;
+pub use plain_qemu::PlainQemu;
 
 use manifest::Manifest;
 
