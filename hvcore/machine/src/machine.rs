@@ -256,6 +256,12 @@ impl Machine {
         }
     }
 
+    /// Takes the machine apart and gives its RAM back, for a new machine.
+    #[must_use]
+    pub fn into_memory(self) -> GuestMemory {
+        self.memory
+    }
+
     /// The guest's RAM.
     #[must_use]
     pub fn memory(&self) -> &GuestMemory {

@@ -143,7 +143,7 @@ fn an_interrupt_goes_by_the_vector_of_its_queue() {
     assert_eq!(message.vector, 0x61);
     assert_eq!(function.interrupt(0, &memory).unwrap(), None, "once");
     function.write(common::QUEUE_VECTOR, 2, 9).unwrap();
-    assert_eq!(function.read(common::QUEUE_VECTOR, 2), NO_VECTOR.into());
+    assert_eq!(function.read(common::QUEUE_VECTOR, 2), u64::from(NO_VECTOR));
 }
 
 #[test]
