@@ -20,7 +20,7 @@ pub fn encode(event: Event) -> u64 {
             Event::Interrupt(vector) => TYPE_INTERRUPT | u64::from(vector),
             Event::Nmi => TYPE_NMI | NMI_VECTOR,
             Event::Exception { vector, error } => {
-                // A vector that is no exception would be refused (TCG-QUIRK 8 on some CPUs).
+                // A vector that is no exception would be refused (APM vol. 2, 15.20).
                 let base = TYPE_EXCEPTION | u64::from(vector & 31);
                 match error {
                     Some(code) => base | ERROR_VALID | u64::from(code) << 32,

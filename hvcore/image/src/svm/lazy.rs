@@ -3,8 +3,8 @@
 //!
 //! The image itself uses none of them (it is compiled without floating point), so a guest's values stay
 //! in the CPU while the hypervisor works, and are exchanged only when another vCPU wants to run.
-//! XCR0 is read back from the CPU, never remembered from an exit: // TCG-QUIRK(7): QEMU 7.2
-//! does not intercept XSETBV, so the guest changes the real register.
+//! XCR0 is read back from the CPU, never remembered from an exit: QEMU 7.2 does not intercept XSETBV, so
+//! the guest changes the real register (TCG-QUIRK 7).
 
 use alloc::{rc::Rc, vec, vec::Vec};
 use core::{
@@ -68,9 +68,11 @@ impl Features {
         features
     }
 
-    /// The nearest XCR0 that XSETBV accepts: a saved one comes from a peer.
+    /// The nearest XCR0 that XSETBV accepts, of the components that guests are offered: a saved one
+    /// comes from a peer, and the rules for other components are many.
     fn legal_xcr0(self, wanted: u64) -> u64 {
-        let mut legal = wanted & self.xcr0 | XCR0_X87;
+        let offered = self.xcr0 & (XCR0_X87 | XCR0_SSE | XCR0_AVX);
+        let mut legal = wanted & offered | XCR0_X87;
         if legal & XCR0_SSE == 0 {
             legal &= !XCR0_AVX;
         }

@@ -14,16 +14,8 @@
 //! | `vcpu` | a vCPU: entry, exit, state in and out |
 //! | `npt`, `ram` | guest memory: mapping, dirty log, access |
 //!
-//! Deviations of QEMU's emulation from the manual are marked `TCG-QUIRK(n)`:
-//!
-//! | n | deviation | answer |
-//! |---|---|---|
-//! | 1 | no next RIP | whoever emulates decodes the length |
-//! | 4 | VMEXIT_INVALID is 32 bits wide, overwrites the save area, and also comes from a guest that sets reserved bits of a control register | told apart by RIP; the guest gets #GP |
-//! | 6 | an interrupt shadow in the VMCB is ignored at entry | single-step over the shadow before opening an interrupt window |
-//! | 7 | XSETBV is not intercepted | XCR0 is read back from the CPU |
-//! | 9 | unknown MSRs never fault | all MSRs exit but a short list |
-//! | 10 | every VMRUN flushes the TLB | mistakes in ASID handling stay hidden, so it is kept simple |
+//! Deviations of QEMU's emulation from the manual are marked `TCG-QUIRK(n)`; the table is in
+//! ARCHITECTURE.md.
 
 mod cpu;
 mod event;

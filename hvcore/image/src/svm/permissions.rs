@@ -2,7 +2,7 @@
 //!
 //! Ports: none. MSRs: only those that VMLOAD and VMSAVE switch, because letting the guest have
 //! them costs nothing and Linux writes them on every context switch. All others exit, those that
-//! the CPU lacks included. // TCG-QUIRK(9): an unknown MSR never faults there.
+//! the CPU lacks included: under emulation they would not fault (TCG-QUIRK 9).
 //!
 //! The maps are the same for every guest, so a physical CPU has one pair.
 
