@@ -351,19 +351,19 @@ impl Machine {
     /// waits for, because it reset the device, has no effect.
     pub fn complete_disk(&mut self, id: u64, result: Result<Vec<u8>, DiskError>) {
         for disk in 0..self.config.disks.len() {
-            let Some((Device::Block(block), queue)) = self.functions[disk].device_and_queue(0)
-            else {
+            let Device::Block(block) = self.functions[disk].device_mut() else {
                 continue;
             };
-            match block.complete(queue, &self.memory, id, &result) {
-                Ok(false) => {}
-                done => {
-                    // There may be memory for further requests now.
-                    self.ring(disk);
-                    self.finish_queue(disk, 0, done.map(|_| ()));
-                    return;
-                }
+            let Some(request) = block.take(id) else {
+                continue;
+            };
+            // There may be memory for further requests now.
+            self.ring(disk);
+            if let Some((_, queue)) = self.functions[disk].device_and_queue(0) {
+                let finished = request.finish(queue, &self.memory, &result);
+                self.finish_queue(disk, 0, finished);
             }
+            return;
         }
     }
 

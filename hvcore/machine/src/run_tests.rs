@@ -623,3 +623,22 @@ fn what_a_guest_has_sent_before_it_halts_is_found() {
     );
     assert!(!machine.runnable(0, &clock));
 }
+
+#[test]
+fn a_request_of_a_driver_that_went_away_is_forgotten() {
+    let clock = TestClock::at(0);
+    let mut machine = machine(1);
+    let mut vcpu = started(&mut machine, 0, &clock);
+    start_driver(&mut machine.functions[0], 0, 0xb000);
+    machine.memory().write(Gpa(0x8000), &[4, 0, 0, 0]).unwrap();
+    let mut driver = Driver::new(machine.memory(), 0xb000, 8);
+    driver.add(&[(0x8000, 16, false), (0x8100, 1, true)]);
+    machine.ring(0);
+    let request = machine.next_disk_request().unwrap();
+    // The disk may no longer touch memory.
+    machine.functions[0].write_config(4, 2, 0);
+    machine.complete_disk(request.id, Ok(Vec::new()));
+    assert_eq!(machine.disk_in_flight(), 0);
+    assert_eq!(machine.memory().read_u16(Gpa(0xd002)).unwrap(), 0);
+    assert_eq!(machine.run(0, &mut vcpu, &clock), Outcome::Interrupted);
+}

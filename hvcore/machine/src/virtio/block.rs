@@ -52,7 +52,7 @@ mod status {
 
 /// A request that the backend works on.
 #[derive(Debug)]
-struct InFlight {
+pub struct InFlight {
     chain: Chain,
     /// Bytes of data it moves, either way.
     len: usize,
@@ -248,29 +248,32 @@ impl Block {
         fits.then(|| sector * SECTOR)
     }
 
-    /// The backend has done a request. `false`: it is none of this disk's.
+    /// Takes back a request that the backend has done, if it is one of this disk's.
+    pub fn take(&mut self, id: u64) -> Option<InFlight> {
+        let request = self.in_flight.remove(&id)?;
+        self.in_flight_bytes -= request.len;
+        Some(request)
+    }
+}
+
+impl InFlight {
+    /// Gives the guest its answer.
     ///
     /// # Errors
     /// When the ring breaks the rules.
-    pub fn complete(
-        &mut self,
+    pub fn finish(
+        &self,
         queue: &mut Queue,
         memory: &GuestMemory,
-        id: u64,
         result: &Result<Vec<u8>, DiskError>,
-    ) -> Result<bool, RingError> {
-        let Some(request) = self.in_flight.remove(&id) else {
-            return Ok(false);
-        };
-        self.in_flight_bytes -= request.len;
+    ) -> Result<(), RingError> {
         let (status, data) = match result {
-            Ok(data) if request.read && data.len() != request.len => (status::IO_ERROR, &[][..]),
-            Ok(data) if request.read => (status::OK, data.as_slice()),
+            Ok(data) if self.read && data.len() != self.len => (status::IO_ERROR, &[][..]),
+            Ok(data) if self.read => (status::OK, data.as_slice()),
             Ok(_) => (status::OK, &[][..]),
             Err(DiskError) => (status::IO_ERROR, &[][..]),
         };
-        finish(queue, memory, &request.chain, status, data)?;
-        Ok(true)
+        finish(queue, memory, &self.chain, status, data)
     }
 }
 

@@ -68,17 +68,9 @@ fn a_read_fills_the_buffer_and_marks_it_dirty() {
     let mut dirty = guest_memory::PageSet::new(f.memory.pages());
     f.memory.harvest_into(&mut dirty);
     let data = [vec![1; 512], vec![2; 512]].concat();
-    assert!(
-        !f.block
-            .complete(&mut queue, &f.memory, 8, &Ok(vec![]))
-            .unwrap(),
-        "not this id"
-    );
-    assert!(
-        f.block
-            .complete(&mut queue, &f.memory, 9, &Ok(data))
-            .unwrap()
-    );
+    assert!(f.block.take(8).is_none(), "not this id");
+    let request = f.block.take(9).unwrap();
+    request.finish(&mut queue, &f.memory, &Ok(data)).unwrap();
     assert_eq!(driver.take_used(), Some((0, 1025)));
     assert_eq!(f.status(), status::OK);
     let mut byte = [0];
@@ -115,8 +107,9 @@ fn a_write_carries_its_data_whatever_the_buffers() {
     };
     assert_eq!((offset, data.len()), (512, 512));
     assert_eq!((data[0], data[11], data[12]), (5, 5, 6));
-    f.block
-        .complete(&mut queue, &f.memory, 0, &Err(DiskError))
+    let request = f.block.take(0).unwrap();
+    request
+        .finish(&mut queue, &f.memory, &Err(DiskError))
         .unwrap();
     assert_eq!(f.status(), status::IO_ERROR);
 }
@@ -194,10 +187,7 @@ fn what_one_guest_makes_the_host_hold_is_bounded() {
     }
     assert!(ids.len() * 0x6_0000 < IN_FLIGHT_MAX + 0x6_0000);
     assert!(ids.len() < 64);
-    let done = f
-        .block
-        .complete(&mut queue, &f.memory, 0, &Ok(vec![0; 0x6_0000]));
-    assert!(done.unwrap());
+    assert!(f.block.take(0).is_some());
     let next = f.block.next_request(&mut queue, &f.memory, 100).unwrap();
     assert!(next.is_some(), "memory is free again");
 }
@@ -218,9 +208,23 @@ fn requests_in_flight_elsewhere_are_issued_again() {
     let op = other.next_request(&mut queue, &f.memory, 5).unwrap();
     assert_eq!(op, Some(DiskOp::Flush));
     assert_eq!(other.in_flight(), 1);
-    other
-        .complete(&mut queue, &f.memory, 5, &Ok(vec![]))
-        .unwrap();
+    let request = other.take(5).unwrap();
+    request.finish(&mut queue, &f.memory, &Ok(vec![])).unwrap();
     assert_eq!(driver.take_used(), Some((0, 1)));
     assert_eq!(other.next_request(&mut queue, &f.memory, 6).unwrap(), None);
+}
+
+#[test]
+fn a_read_of_another_length_is_an_error_for_the_guest() {
+    let mut f = Fixture::new(false);
+    f.header(request::IN, 0);
+    let mut driver = Driver::new(&f.memory, RINGS, 8);
+    let mut queue = driver.queue();
+    driver.add(&[(HEADER, 16, false), (DATA, 512, true), (STATUS, 1, true)]);
+    f.block.next_request(&mut queue, &f.memory, 0).unwrap();
+    let request = f.block.take(0).unwrap();
+    request
+        .finish(&mut queue, &f.memory, &Ok(vec![0; 511]))
+        .unwrap();
+    assert_eq!(f.status(), status::IO_ERROR);
 }
