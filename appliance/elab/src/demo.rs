@@ -17,7 +17,8 @@ use crate::endpoint::{Endpoint, ProbeId};
 use crate::lab::Lab;
 use crate::network::SESSION;
 
-const SSH_PORT: u16 = 22;
+/// RFC 4253.
+pub(crate) const SSH_PORT: u16 = 22;
 /// RFC 862.
 const ECHO_PORT: u16 = 7;
 const MS: u64 = 1_000_000;
@@ -221,7 +222,7 @@ fn wait_for_session(lab: &Lab, typist: &Typist, opened: &Receiver<()>) -> Result
     Ok(())
 }
 
-fn access(artifacts: &Artifacts) -> Result<Access> {
+pub(crate) fn access(artifacts: &Artifacts) -> Result<Access> {
     let host_key = &artifacts.guest.ssh_host_key;
     let text = std::fs::read_to_string(host_key)
         .with_context(|| format!("cannot read {}", host_key.display()))?;

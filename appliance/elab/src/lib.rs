@@ -2,6 +2,7 @@
 
 pub mod accelerator;
 pub mod assembly;
+mod bench;
 pub mod cli;
 pub mod client;
 pub mod console;

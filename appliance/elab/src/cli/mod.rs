@@ -39,11 +39,17 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     }
 }
 
+/// MiB a second that the guest of a demo dirties.
+const DEFAULT_DIRTY: u32 = 2;
+/// Datagrams a second of a demo's probe.
+const DEFAULT_PROBE_HZ: u32 = 250;
+
 const AFTER_HELP: &str = "\
 Examples:
   elab doctor                     what this machine offers and what is missing
   elab demo                       two hosts, a live session, a migration, a report
   elab demo --migrations 20       the same with twenty migrations, back and forth
+  elab bench                      exits, disk, network and migrations, with their spread
   elab up                         a lab to play with; Ctrl-C ends it
   elab vm migrate session h2      in another terminal: move the guest
   elab link set h1:mgmt --delay 20ms --loss 0.01
@@ -107,6 +113,8 @@ pub enum Action {
     Build,
     /// Run the demo: a live session on a guest that moves between two hosts, and the report of it
     Demo(DemoArguments),
+    /// Measure exits, the guest's disk and network, and migrations, with the spread of each
+    Bench(BenchArguments),
     /// Start a lab: two hosts, the storage server, the session guest
     ///
     /// It runs until Ctrl-C or `elab down`. Progress goes to standard error; when the guest is ready, a line says how to
@@ -212,15 +220,32 @@ pub struct DemoArguments {
     #[arg(long)]
     pub quick: bool,
     /// Have the guest dirty 8 MiB at this many MiB/s meanwhile; 0 for an idle guest
-    #[arg(long, value_name = "MIB", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=64))]
+    #[arg(long, value_name = "MIB", default_value_t = DEFAULT_DIRTY, value_parser = clap::value_parser!(u32).range(0..=64))]
     pub dirty: u32,
     /// Datagrams a second of the probe that measures the silence. An emulated guest answers 1000 a second only while
     /// it has nothing else to do
-    #[arg(long, value_name = "HZ", default_value_t = 250, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "HZ", default_value_t = DEFAULT_PROBE_HZ, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub probe_hz: u32,
     /// Compare the guest's memory on both sides at every migration (adds to the pause)
     #[arg(long)]
     pub verify: bool,
+}
+
+/// Arguments of `elab bench`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct BenchArguments {
+    /// How it is built
+    #[command(flatten)]
+    pub build: Build,
+    /// Number of migrations, back and forth
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub migrations: u32,
+    /// Passes over disk and network
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub repeats: u32,
+    /// Also write all samples as JSON here
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
 }
 
 /// Which folder a demo uses.

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail};
 use lab_protocol::Command;
 
 use super::{
-    Action, Build, CannotRun, Cli, DemoArguments, HostAction, LinkAction, SrAction, VmAction,
-    Which, status,
+    Action, BenchArguments, Build, CannotRun, Cli, DEFAULT_DIRTY, DEFAULT_PROBE_HZ, DemoArguments,
+    DemoName, HostAction, LinkAction, SrAction, VmAction, Which, status,
 };
 use crate::assembly::{self, Choices, GUEST};
 use crate::client::Client;
@@ -17,12 +17,15 @@ use crate::interrupt::{self, Interrupts};
 use crate::lab::Lab;
 use crate::network::SESSION;
 use crate::run_folder::{self, RUNS};
-use crate::{console, demo, doctor};
+use crate::{bench, console, demo, doctor};
 
 /// Firmware, GRUB and our own boot, on a busy machine under emulation.
 const HOST_PATIENCE: Duration = Duration::from_secs(60);
 /// A Debian guest to its SSH server, likewise.
 const GUEST_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Name of the labs of `elab bench`.
+const BENCH: &str = "bench";
 
 /// Does what the command line says.
 ///
@@ -33,6 +36,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Action::Doctor { json } => doctor(json),
         Action::Build => build(),
         Action::Demo(arguments) => run_demo(&arguments),
+        Action::Bench(arguments) => run_bench(&arguments),
         Action::Up {
             which,
             build,
@@ -324,6 +328,41 @@ fn down(which: &Which) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn run_bench(arguments: &BenchArguments) -> Result<ExitCode> {
+    let interrupts = Interrupts::take()?;
+    progress("exits, in virtual time");
+    let mut measured = bench::exits()?;
+    let choices = arguments.build.choices(BENCH, 2);
+    let guest = start_lab(&choices, true, &interrupts).and_then(|(lab, artifacts)| {
+        let guest = bench::guest(&lab, &artifacts, arguments.repeats, &progress)?;
+        lab.stop("measured")?;
+        Ok(guest)
+    });
+    match guest {
+        Err(_) if interrupts.came() => return Ok(ExitCode::from(interrupt::EXIT_CODE)),
+        other => measured.extend(other?),
+    }
+    print!("{}", bench::show(&measured));
+    if let Some(path) = &arguments.json {
+        let text = serde_json::to_string_pretty(&measured).context("cannot write JSON")?;
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if arguments.migrations == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let demo = DemoArguments {
+        which: DemoName { name: BENCH.into() },
+        build: arguments.build.clone(),
+        migrations: arguments.migrations,
+        json: None,
+        quick: false,
+        dirty: DEFAULT_DIRTY,
+        probe_hz: DEFAULT_PROBE_HZ,
+        verify: false,
+    };
+    demo_on_a_lab(&demo, &interrupts)
+}
+
 fn run_demo(arguments: &DemoArguments) -> Result<ExitCode> {
     if arguments.migrations > 0 && arguments.build.host_memory < 320 {
         return Err(CannotRun(
@@ -331,9 +370,12 @@ fn run_demo(arguments: &DemoArguments) -> Result<ExitCode> {
         )
         .into());
     }
-    let interrupts = Interrupts::take()?;
+    demo_on_a_lab(arguments, &Interrupts::take()?)
+}
+
+fn demo_on_a_lab(arguments: &DemoArguments, interrupts: &Interrupts) -> Result<ExitCode> {
     let choices = arguments.build.choices(&arguments.which.name, 2);
-    let result = start_lab(&choices, true, &interrupts)
+    let result = start_lab(&choices, true, interrupts)
         .and_then(|(lab, artifacts)| demo::run(lab, &artifacts, arguments, &progress));
     match result {
         Err(_) if interrupts.came() => Ok(ExitCode::from(interrupt::EXIT_CODE)),

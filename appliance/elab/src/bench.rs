@@ -1,0 +1,188 @@
+//! `elab bench`: what an exit costs, what a guest's disk and network carry, and what a migration does to a session.
+//!
+//! The cost of exits is measured in virtual time, where it depends on the code alone. All else is measured on this machine's
+//! clock and is worth something on a quiet machine only; every sample is kept, so that its spread can be seen.
+
+use std::io::{Read, Write};
+use std::net::SocketAddrV4;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use scenarios::measure::statistics::quantile;
+use scenarios::session::{self, Access, Stream};
+use serde::Serialize;
+
+use crate::assembly::Artifacts;
+use crate::demo;
+use crate::lab::Lab;
+use crate::network::SESSION;
+
+/// RFC 862.
+const ECHO_PORT: u16 = 7;
+const MB: f64 = 1e6;
+/// Bytes of one pass over the network, each way.
+const NETWORK_BYTES: usize = 8 << 20;
+/// A pass that takes longer than this has failed.
+const PASS_PATIENCE: Duration = Duration::from_secs(60);
+
+/// A figure with all its samples.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Measured {
+    /// Name.
+    pub name: String,
+    /// Unit.
+    pub unit: String,
+    /// In the order of measuring.
+    pub samples: Vec<f64>,
+}
+
+impl Measured {
+    fn new(name: &str, unit: &str, samples: Vec<f64>) -> Self {
+        Self {
+            name: name.into(),
+            unit: unit.into(),
+            samples,
+        }
+    }
+}
+
+/// What each kind of exit costs, in virtual time.
+///
+/// # Errors
+/// When the benchmark guest does not build or run.
+pub fn exits() -> Result<Vec<Measured>> {
+    let costs = images::standalone::exit_costs()?;
+    Ok(costs
+        .into_iter()
+        .map(|cost| {
+            Measured::new(
+                &format!("exit {}", cost.name),
+                "virtual ns",
+                vec![cost.ns as f64],
+            )
+        })
+        .collect())
+}
+
+/// What the disk and the network of a lab's guest carry.
+///
+/// # Errors
+/// When the guest does not do what it is asked.
+pub fn guest(
+    lab: &Lab,
+    artifacts: &Artifacts,
+    repeats: u32,
+    progress: &dyn Fn(&str),
+) -> Result<Vec<Measured>> {
+    let access = demo::access(artifacts)?;
+    let mut measured = Vec::new();
+    for (name, command) in [
+        (
+            "disk read, 1 MiB at a time",
+            "dd if=/dev/vda of=/dev/null bs=1M count=64 iflag=direct",
+        ),
+        (
+            "disk read, 4 KiB at a time",
+            "dd if=/dev/vda of=/dev/null bs=4k count=2048 iflag=direct",
+        ),
+        (
+            "disk write, 1 MiB at a time, synced",
+            "dd if=/dev/zero of=/root/bench bs=1M count=32 oflag=direct conv=fsync; rm /root/bench >&2",
+        ),
+    ] {
+        progress(name);
+        let samples = repeat(repeats, || disk(lab, &access, command))?;
+        measured.push(Measured::new(name, "MB/s", samples));
+    }
+    progress("network, both ways");
+    let samples = repeat(repeats, || network(lab))?;
+    measured.push(Measured::new("TCP echo, each way", "MB/s", samples));
+    Ok(measured)
+}
+
+fn repeat(times: u32, mut measure: impl FnMut() -> Result<f64>) -> Result<Vec<f64>> {
+    (0..times).map(|_| measure()).collect()
+}
+
+/// Runs `dd` in the guest; gives MB/s by the guest's own clock, without the time of logging in.
+fn disk(lab: &Lab, access: &Access, command: &str) -> Result<f64> {
+    let guest = SocketAddrV4::new(SESSION.guest_address(1), demo::SSH_PORT);
+    let stream = lab
+        .client()
+        .connect(guest)
+        .context("cannot reach the guest's SSH server")?;
+    let said = session::output(Stream::Unix(stream), access, &format!("({command}) 2>&1"))?;
+    let said = String::from_utf8_lossy(&said);
+    rate(&said)
+        .with_context(|| format!("dd in the guest said something else than expected: {said}"))
+}
+
+/// From dd's last line: `33554432 bytes (34 MB, 32 MiB) copied, 0.41 s, 82 MB/s`.
+fn rate(said: &str) -> Option<f64> {
+    let line = said.lines().find(|line| line.contains(" copied, "))?;
+    let bytes: f64 = line.split(' ').next()?.parse().ok()?;
+    let (_, after) = line.split_once(" copied, ")?;
+    let seconds: f64 = after.split(' ').next()?.parse().ok()?;
+    Some(bytes / seconds / MB)
+}
+
+/// Sends to the guest's echo port and reads back.
+fn network(lab: &Lab) -> Result<f64> {
+    let guest = SocketAddrV4::new(SESSION.guest_address(1), ECHO_PORT);
+    let mut stream = lab
+        .client()
+        .connect(guest)
+        .context("cannot reach the guest's echo port")?;
+    stream
+        .set_read_timeout(Some(PASS_PATIENCE))
+        .context("cannot limit the wait")?;
+    let mut writer = stream.try_clone().context("cannot share the stream")?;
+    let begun = Instant::now();
+    let writing = std::thread::spawn(move || writer.write_all(&vec![0x55; NETWORK_BYTES]));
+    let mut got = vec![0; NETWORK_BYTES];
+    stream
+        .read_exact(&mut got)
+        .context("the echo ended early")?;
+    let seconds = begun.elapsed().as_secs_f64();
+    ensure!(
+        writing.join().is_ok_and(|written| written.is_ok()) && got.iter().all(|byte| *byte == 0x55),
+        "the echo is not what was sent"
+    );
+    Ok(NETWORK_BYTES as f64 / seconds / MB)
+}
+
+/// The figures for people.
+#[must_use]
+pub fn show(measured: &[Measured]) -> String {
+    use std::fmt::Write;
+    let mut out = format!(
+        "{:<38} {:>10} {:>10} {:>10}   unit\n",
+        "", "least", "median", "most"
+    );
+    for one in measured {
+        let at = |q| quantile(&one.samples, q).unwrap_or(f64::NAN);
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            out,
+            "{:<38} {:>10.1} {:>10.1} {:>10.1}   {}",
+            one.name,
+            at(0.0),
+            at(0.5),
+            at(1.0),
+            one.unit
+        );
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_comes_from_the_guests_own_figures() {
+        let said = "32+0 records in\n32+0 records out\n33554432 bytes (34 MB, 32 MiB) copied, 0.5 s, 67 MB/s\n";
+        assert!((rate(said).unwrap() - 67.1).abs() < 0.1);
+        assert_eq!(rate("dd: not found\n"), None);
+    }
+}
