@@ -121,6 +121,15 @@ fn no_wake_up_is_lost_between_sti_and_hlt() {
     }
 }
 
+#[rstest]
+fn all_vcpus_start_and_take_turns(#[values(1, 2, 8)] vcpus: u32) {
+    let guest = format!("guest memory=8 vcpus={vcpus} -- test=smp");
+    let said = host().run(&guest).unwrap();
+    let others = format!("{} other processors", vcpus - 1);
+    expect(&said, |line| line == others, &others);
+    expect(&said, |line| line == "ok smp", "the guest's own verdict");
+}
+
 /// Every few milliseconds all their state is carried into new VMs, as in a migration.
 #[test]
 fn guests_do_not_notice_that_they_move() {

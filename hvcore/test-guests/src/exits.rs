@@ -201,7 +201,10 @@ pub fn ioapic() {
         version & 0xff >= 0x11,
         "version register reads {version:#x}"
     );
-    check!(version >> 16 & 0xff >= SERIAL_LINE, "too few inputs: {version:#x}");
+    check!(
+        version >> 16 & 0xff >= SERIAL_LINE,
+        "too few inputs: {version:#x}"
+    );
     check!(
         sib == version && extended == version,
         "forms of MOV disagree: {version:#x} {sib:#x} {extended:#x}"

@@ -27,6 +27,7 @@ pub mod x2apic {
     pub const TPR: u32 = 0x808;
     pub const EOI: u32 = 0x80b;
     pub const SPURIOUS: u32 = 0x80f;
+    pub const ICR: u32 = 0x830;
     pub const LVT_TIMER: u32 = 0x832;
     pub const SELF_IPI: u32 = 0x83f;
     pub const TSC_DEADLINE: u32 = 0x6e0;

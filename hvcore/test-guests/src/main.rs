@@ -17,6 +17,7 @@ mod interrupts;
 mod memory;
 mod misbehave;
 mod pci;
+mod smp;
 mod timing;
 mod virtio;
 
@@ -51,6 +52,7 @@ const TESTS: &[Test] = &[
 const PROGRAMS: &[Test] = &[
     ("bench", bench::run),
     ("dirty", memory::dirty),
+    ("smp", smp::start_others),
     ("bystander", extended_state::bystander),
     ("wild-msr", misbehave::wild_msr),
     ("wild-io", misbehave::wild_io),
