@@ -135,6 +135,8 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use core::slice::from_ref;
+
     use super::*;
 
     fn allocator(frames: u64, free: &[Range<u64>]) -> FrameAllocator {
@@ -154,7 +156,7 @@ mod tests {
 
     #[test]
     fn alignment_is_kept() {
-        let mut frames = allocator(2048, &[0x1000..0x80_0000]);
+        let mut frames = allocator(2048, from_ref(&(0x1000..0x80_0000)));
         assert_eq!(frames.allocate(512, 512), Some(0x20_0000));
         assert_eq!(frames.allocate(512, 512), Some(0x40_0000));
         assert_eq!(frames.allocate(512, 512), Some(0x60_0000));
@@ -165,7 +167,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "freed twice")]
     fn freeing_twice_is_noticed() {
-        let mut frames = allocator(64, &[0x1000..0x9000]);
+        let mut frames = allocator(64, from_ref(&(0x1000..0x9000)));
         let frame = frames.allocate(1, 1).unwrap();
         frames.release(frame, 1);
         frames.release(frame, 1);

@@ -199,7 +199,7 @@ fn a_lease_has_one_owner() {
     // A host that was restarted gets its own lease anew; handles of its former life are stale.
     let again = AcquireArgs {
         expected_epoch: 1,
-        ..first.clone()
+        ..first
     };
     let (newer, granted) = acquire(&mut client, &again).expect("its own");
     assert_eq!(granted, state(2, "h1", true));

@@ -212,7 +212,7 @@ impl World {
             if bytes != [value; SECTOR] {
                 return Err(format!("sector {at} is torn"));
             }
-            if !possible.contains(&value) && !(durable && value == 0) {
+            if !possible.contains(&value) && (!durable || value != 0) {
                 return Err(format!(
                     "sector {at} holds {value}, not one of {possible:?}"
                 ));

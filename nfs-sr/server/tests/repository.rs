@@ -189,7 +189,8 @@ fn cut_everywhere(seed: u64, operation: Operation, lazy: bool) -> Result<u64, St
     }
     let steps = whole.changes();
     // Long operations repeat themselves; their begin, end and a part of the middle tell.
-    let interesting = |cut: &u64| steps < 60 || *cut < 20 || *cut + 25 > steps || cut % 7 == 0;
+    let interesting =
+        |cut: &u64| steps < 60 || *cut < 20 || *cut + 25 > steps || cut.is_multiple_of(7);
     let mut cuts = 0;
     for cut in (0..steps).filter(interesting) {
         let broken = store.clone();

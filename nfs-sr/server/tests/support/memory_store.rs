@@ -261,6 +261,6 @@ impl Store for MemoryStore {
 
     fn same(&self, a: &str, b: &str) -> io::Result<bool> {
         let state = self.0.borrow();
-        Ok(state.names.get(a).is_some() && state.names.get(a) == state.names.get(b))
+        Ok(state.names.contains_key(a) && state.names.get(a) == state.names.get(b))
     }
 }
