@@ -38,9 +38,11 @@ extern crate std;
 
 mod acpi;
 mod apic;
+mod backends;
 mod clock;
 mod cpuid;
 mod decode;
+mod frames;
 #[cfg(test)]
 mod fuzz_tests;
 mod linux;

@@ -9,6 +9,7 @@ use crate::{
     apic::{Delivery, IoApic, Message},
     clock::GuestClock,
     cpuid::Policy,
+    frames::PutOff,
     linux,
     pci::{self, ConfigAddress, ConfigSpace},
     processor::Processor,
@@ -17,8 +18,7 @@ use crate::{
     vcpu::VcpuState,
     virtio::{
         block::Block,
-        net::{self, Net},
-        queue::RingError,
+        net::Net,
         transport::{self, Device, Function},
     },
 };
@@ -28,13 +28,6 @@ pub const MAX_VCPUS: u8 = 16;
 
 /// Most disks and network cards a machine can have: slots on its PCI bus.
 pub const MAX_DEVICES: usize = 24;
-
-/// How long a guest is left in the dark about frames that have left: longer than between two frames of a
-/// steady conversation, shorter than a sender notices.
-const TELL_AFTER_NS: u64 = 2_000_000;
-
-/// How long a guest that is busy and has sent a frame need not ring for the next ones, because somebody will look anyway.
-pub(crate) const WATCH_NS: u64 = 1_000_000;
 
 /// Readings of the host's clocks, and randomness.
 pub trait Clock {
@@ -192,18 +185,11 @@ pub struct Machine {
     /// Whether timers are in this host's units.
     pub(crate) synchronised: bool,
     /// Functions with queues to look at, as bits.
-    rung: u64,
-    /// Cards with frames that have left and that the guest was not told of, as bits.
-    pub(crate) untold: u64,
-    /// When it must be told.
-    pub(crate) tell_ns: u64,
-    /// Cards whose guest need not ring for frames, as bits.
-    watched: u64,
-    /// Until when.
-    watch_until_ns: u64,
+    pub(crate) rung: u64,
+    pub(crate) put_off: PutOff,
     /// Host time when somebody looked at the clock last.
     pub(crate) seen_ns: u64,
-    next_request: u64,
+    pub(crate) next_request: u64,
     pub(crate) misbehaviour: Option<String>,
     pub(crate) exits: ExitCounts,
 }
@@ -245,10 +231,7 @@ impl Machine {
             functions,
             synchronised: false,
             rung: 0,
-            untold: 0,
-            tell_ns: 0,
-            watched: 0,
-            watch_until_ns: 0,
+            put_off: PutOff::default(),
             seen_ns: 0,
             next_request: 0,
             misbehaviour: None,
@@ -302,7 +285,7 @@ impl Machine {
         let processor = &self.processors[index];
         !self.synchronised
             || self.misbehaviour.is_some()
-            || self.untold != 0 && self.tell_ns <= clock.now_ns()
+            || self.put_off.is_due(clock.now_ns())
             || processor.is_runnable()
             || processor
                 .apic
@@ -310,201 +293,17 @@ impl Machine {
                 .is_some_and(|deadline| deadline <= clock.now_ns())
     }
 
-    /// When the next timer of any vCPU fires, or the guest must be told that frames have left, on [`Clock::now_ns`]'s scale. A timer that is due and
-    /// that no [`run`](Self::run) has noticed yet counts, with its moment in the past: a host that finds nothing
-    /// [`runnable`](Self::runnable), reads this a moment later and halts until then must not miss a timer
-    /// that fell due in between.
+    /// When the next timer of any vCPU fires, or queues must be looked at, on [`Clock::now_ns`]'s scale. A timer that is
+    /// due and that no [`run`](Self::run) has noticed yet counts, with its moment in the past: a host that finds
+    /// nothing [`runnable`](Self::runnable), reads this a moment later and halts until then must not miss a
+    /// timer that fell due in between.
     #[must_use]
     pub fn next_deadline_ns(&self) -> Option<u64> {
         self.processors
             .iter()
             .filter_map(|processor| processor.apic.deadline_ns())
-            .chain((self.untold != 0).then_some(self.tell_ns))
-            .chain((self.watched != 0).then_some(self.watch_until_ns))
+            .chain(self.put_off.deadlines_ns())
             .min()
-    }
-
-    /// The next request of the guest to any of its disks. Gives none while
-    /// the requests in flight hold too much memory; ask again after each completion.
-    pub fn next_disk_request(&mut self) -> Option<DiskRequest> {
-        for disk in 0..self.config.disks.len() {
-            if !self.take_rung(disk) {
-                continue;
-            }
-            let id = self.next_request;
-            let next = match self.functions[disk].device_and_queue(0) {
-                Some((Device::Block(block), queue)) => block.next_request(queue, &self.memory, id),
-                _ => Ok(None),
-            };
-            if let Ok(Some(op)) = next {
-                self.next_request += 1;
-                self.ring(disk);
-                return Some(DiskRequest { id, disk, op });
-            }
-            // Some requests may have been answered without the backend.
-            self.finish_queue(disk, 0, next.map(|_| ()));
-        }
-        None
-    }
-
-    /// Ends a request: with the data for a read, with anything for the rest. An id that the guest's driver no longer
-    /// waits for, because it reset the device, has no effect.
-    pub fn complete_disk(&mut self, id: u64, result: Result<Vec<u8>, DiskError>) {
-        for disk in 0..self.config.disks.len() {
-            let Device::Block(block) = self.functions[disk].device_mut() else {
-                continue;
-            };
-            let Some(request) = block.take(id) else {
-                continue;
-            };
-            // There may be memory for further requests now.
-            self.ring(disk);
-            if let Some((_, queue)) = self.functions[disk].device_and_queue(0) {
-                let finished = request.finish(queue, &self.memory, &result);
-                self.finish_queue(disk, 0, finished);
-            }
-            return;
-        }
-    }
-
-    /// Requests taken by [`Self::next_disk_request`] and not completed. They are part of the saved state, and
-    /// are issued again after a restore, so a host that does not wait for zero must
-    /// be sure that the old ones have no effect later.
-    #[must_use]
-    pub fn disk_in_flight(&self) -> usize {
-        self.functions
-            .iter()
-            .map(|function| match function.device() {
-                Device::Block(block) => block.in_flight(),
-                _ => 0,
-            })
-            .sum()
-    }
-
-    /// The next Ethernet frame that the guest sends, and the card it leaves by.
-    pub fn next_frame(&mut self) -> Option<(usize, Vec<u8>)> {
-        for nic in 0..self.config.nics.len() {
-            let function = self.config.disks.len() + nic;
-            let rung = self.take_rung(function);
-            if !rung && self.watched & 1 << function == 0 {
-                continue;
-            }
-            let mut next = self.take_frame(function);
-            let quiet = matches!(next, Ok(None));
-            if quiet && !self.keep_watching(function, rung) {
-                next = match self.ask_to_ring(function) {
-                    Ok(true) => self.take_frame(function),
-                    Ok(false) => Ok(None),
-                    Err(error) => Err(error),
-                };
-            }
-            match next {
-                Ok(Some(frame)) => {
-                    self.ring(function);
-                    self.tell_later(function);
-                    return Some((nic, frame));
-                }
-                Ok(None) => {}
-                Err(error) => self.finish_queue(function, net::TRANSMIT, Err(error)),
-            }
-        }
-        None
-    }
-
-    fn take_frame(&mut self, function: usize) -> Result<Option<Vec<u8>>, RingError> {
-        match self.functions[function].device_and_queue(net::TRANSMIT) {
-            Some((Device::Net(card), queue)) => card.next_frame(queue, &self.memory),
-            _ => Ok(None),
-        }
-    }
-
-    fn ask_to_ring(&mut self, function: usize) -> Result<bool, RingError> {
-        match self.functions[function].device_and_queue(net::TRANSMIT) {
-            Some((_, queue)) => queue.ask_to_ring(&self.memory),
-            None => Ok(false),
-        }
-    }
-
-    /// Whether a guest that has no frame to send at the moment need not ring for its next one: it has sent some
-    /// lately and is still at work, so it will come out soon for other reasons, and an exit for each frame
-    /// costs it more than the wait. `sent`: it has just done so.
-    fn keep_watching(&mut self, function: usize, sent: bool) -> bool {
-        let bit = 1 << function;
-        if sent {
-            self.watch_until_ns = self.seen_ns + WATCH_NS;
-        }
-        let watch = self.seen_ns < self.watch_until_ns && self.is_busy();
-        self.watched = if watch {
-            self.watched | bit
-        } else {
-            self.watched & !bit
-        };
-        watch
-    }
-
-    /// Whether any vCPU is at work.
-    fn is_busy(&self) -> bool {
-        self.processors.iter().any(Processor::is_runnable)
-    }
-
-    /// A vCPU has nothing more to do: if it was the last one, what it has sent without ringing is looked at now.
-    pub(crate) fn ring_watched(&mut self) -> bool {
-        if self.watched == 0 || self.is_busy() {
-            return false;
-        }
-        self.rung |= self.watched;
-        true
-    }
-
-    /// Hands a frame to a card. `false`: no buffer is free; keep the frame and try again after the vCPU
-    /// has run. A frame longer than the card's MTU, or for a card without driver, is dropped as a wire would (`true`).
-    pub fn deliver_frame(&mut self, nic: usize, frame: &[u8]) -> bool {
-        let function = self.config.disks.len() + nic;
-        let delivered = match self.functions[function].device_and_queue(net::RECEIVE) {
-            Some((Device::Net(card), queue)) => card.deliver(queue, &self.memory, frame),
-            _ => return true,
-        };
-        let taken = !matches!(delivered, Ok(false));
-        self.finish_queue(function, net::RECEIVE, delivered.map(|_| ()));
-        taken
-    }
-
-    /// Asks the guest to announce its addresses on all its networks, which it does once it runs, where its driver
-    /// can.
-    pub fn announce(&mut self) {
-        for function in 0..self.functions.len() {
-            let function = &mut self.functions[function];
-            let negotiated = function.driver_features();
-            let live = function.is_live();
-            let announces = match function.device_mut() {
-                Device::Net(card) => live && card.announce(negotiated),
-                _ => false,
-            };
-            if announces {
-                let message = function.config_changed();
-                self.send(message);
-            }
-        }
-    }
-
-    /// What the guest wrote to its console since the last call.
-    pub fn take_console_output(&mut self) -> Vec<u8> {
-        self.serial.take_output()
-    }
-
-    /// Types into the guest's console.
-    pub fn console_input(&mut self, bytes: &[u8]) {
-        self.serial.receive(bytes);
-        self.update_serial_line();
-    }
-
-    /// Presses the power button, an ACPI device: a guest that listens shuts down cleanly and ends in
-    /// [`Outcome::PowerOff`].
-    pub fn press_power_button(&mut self) {
-        let message = self.io_apic.set_line(acpi::POWER_BUTTON_PIN, true);
-        self.send(message);
-        let message = self.io_apic.set_line(acpi::POWER_BUTTON_PIN, false);
-        self.send(message);
     }
 
     /// Delivers a message that no processor sent.
@@ -559,71 +358,6 @@ impl Machine {
             .clock
             .get_or_insert_with(|| GuestClock::new(clock.tsc_hz()));
         (guest_clock, &self.memory)
-    }
-
-    /// Notes that a function has a queue to look at.
-    pub(crate) fn ring(&mut self, function: usize) {
-        self.rung |= 1 << function;
-    }
-
-    /// After a restore: whatever waits in any queue, on either side, is looked at.
-    pub(crate) fn ring_all(&mut self) {
-        self.rung = u64::MAX;
-        self.untold = u64::MAX;
-        self.tell_ns = 0;
-    }
-
-    /// That a frame has left interests the guest little, and a driver looks for it anyway when the next one arrives:
-    /// most of these interrupts need never be sent if they wait a little.
-    fn tell_later(&mut self, function: usize) {
-        if self.untold == 0 {
-            self.tell_ns = self.seen_ns + TELL_AFTER_NS;
-        }
-        self.untold |= 1 << function;
-    }
-
-    /// Tells the guest of frames that have left, when it is time; forgets those that its driver has found by itself.
-    pub(crate) fn tell_of_frames(&mut self, now_ns: u64) {
-        let due = self.tell_ns <= now_ns;
-        let disks = self.config.disks.len();
-        let cards = disks..disks + self.config.nics.len();
-        self.untold &= cards.clone().fold(0, |bits, card| bits | 1 << card);
-        for function in cards {
-            let bit = 1 << function;
-            if self.untold & bit == 0 {
-                continue;
-            }
-            let wanted = self.functions[function].wants_interrupt(net::TRANSMIT, &self.memory);
-            if due || wanted != Ok(true) {
-                self.untold &= !bit;
-                self.finish_queue(function, net::TRANSMIT, wanted.map(|_| ()));
-            }
-        }
-    }
-
-    fn take_rung(&mut self, function: usize) -> bool {
-        let bit = 1 << function;
-        let rung = self.rung & bit != 0;
-        self.rung &= !bit;
-        rung && self.misbehaviour.is_none()
-    }
-
-    /// After work on a queue: interrupts the guest if it wants that, or stops it if its ring was bad.
-    pub(crate) fn finish_queue(
-        &mut self,
-        function: usize,
-        queue: usize,
-        result: Result<(), RingError>,
-    ) {
-        let interrupt =
-            result.and_then(|()| self.functions[function].interrupt(queue, &self.memory));
-        match interrupt {
-            Ok(message) => self.send(message),
-            Err(error) => {
-                let name = self.function_name(function);
-                self.misbehaved(format!("{name}, queue {queue}: {error}"));
-            }
-        }
     }
 
     /// A function as it is after power-on.

@@ -93,9 +93,7 @@ impl Machine {
     fn expire_timers(&mut self, clock: &impl Clock) {
         let now_ns = clock.now_ns();
         self.seen_ns = now_ns;
-        if self.untold != 0 {
-            self.tell_of_frames(now_ns);
-        }
+        self.tell_of_frames(now_ns);
         for processor in &mut self.processors {
             processor.apic.expire(now_ns, clock.tsc_hz());
         }

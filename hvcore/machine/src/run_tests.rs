@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, vec::Vec};
 
 use super::*;
 use crate::{
-    machine::WATCH_NS,
+    frames::WATCH_NS,
     testing::{CODE, TSC_HZ, TestClock, TestVcpu, machine, start_driver},
     virtio::testing::Driver,
 };

@@ -7,8 +7,8 @@ use super::{
     SavedSerial, Section, StateError, section,
 };
 use crate::{
-    apic::IoApic, clock::GuestClock, machine::Machine, pci::ConfigAddress, processor::Processor,
-    serial::Serial, virtio::transport::Function,
+    apic::IoApic, clock::GuestClock, frames::PutOff, machine::Machine, pci::ConfigAddress,
+    processor::Processor, serial::Serial, virtio::transport::Function,
 };
 
 impl Machine {
@@ -83,7 +83,8 @@ impl Machine {
         self.pci_address = ConfigAddress::from_bits(platform.pci_address);
         self.functions = functions;
         self.synchronised = false;
-        self.ring_all();
+        self.ring_all_of(u64::MAX);
+        self.put_off = PutOff::all_due();
         self.update_serial_line();
         Ok(())
     }
