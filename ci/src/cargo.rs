@@ -89,11 +89,7 @@ pub fn bench(sh: &Shell, arguments: &[String]) -> Result<()> {
         "cargo run --quiet --locked --release --package images --bin bench-host"
     )
     .run()?;
-    let mut demo: Vec<String> = ["--migrations", "20", "--name", "bench"]
-        .map(str::to_owned)
-        .into();
-    demo.extend_from_slice(arguments);
-    elab(sh, "demo", &demo)
+    elab(sh, "bench", arguments)
 }
 
 fn step(what: &str) {

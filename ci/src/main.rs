@@ -19,7 +19,7 @@ usage: cargo xtask COMMAND
   setup           install what building, testing and the demo need
   demo [ARGS]     set up, build, and show a session that lives through migrations (`elab demo ARGS`)
   test            set up, lint, and run all tests
-  bench [ARGS]    set up, build, and measure: a host alone, then twenty migrations (`elab demo ARGS`)
+  bench [ARGS]    set up, build, and measure: a host alone, then a lab (`elab bench ARGS`)
   lint            formatting and clippy, for the machine and for the image
 ";
 

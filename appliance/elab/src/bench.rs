@@ -1,7 +1,7 @@
-//! `elab bench`: what an exit costs, what a guest's disk and network carry, and what a migration does to a session.
+//! `elab bench`: what the disk and the network of a guest carry; the demo's migrations follow.
 //!
-//! The cost of exits is measured in virtual time, where it depends on the code alone. All else is measured on this machine's
-//! clock and is worth something on a quiet machine only; every sample is kept, so that its spread can be seen.
+//! All is measured on this machine's clock and is worth something on a quiet machine only; every sample is kept, so that
+//! its spread can be seen. What one host does alone is measured in virtual time, by the crate `images`.
 
 use std::io::{Read, Write};
 use std::net::SocketAddrV4;
@@ -44,24 +44,6 @@ impl Measured {
             samples,
         }
     }
-}
-
-/// What each kind of exit costs, in virtual time.
-///
-/// # Errors
-/// When the benchmark guest does not build or run.
-pub fn exits() -> Result<Vec<Measured>> {
-    let costs = images::standalone::exit_costs()?;
-    Ok(costs
-        .into_iter()
-        .map(|cost| {
-            Measured::new(
-                &format!("exit {}", cost.name),
-                "virtual ns",
-                vec![cost.ns as f64],
-            )
-        })
-        .collect())
 }
 
 /// What the disk and the network of a lab's guest carry.

@@ -49,7 +49,7 @@ Examples:
   elab doctor                     what this machine offers and what is missing
   elab demo                       two hosts, a live session, a migration, a report
   elab demo --migrations 20       the same with twenty migrations, back and forth
-  elab bench                      exits, disk, network and migrations, with their spread
+  elab bench                      disk, network and migrations, with their spread
   elab up                         a lab to play with; Ctrl-C ends it
   elab vm migrate session h2      in another terminal: move the guest
   elab link set h1:mgmt --delay 20ms --loss 0.01
@@ -113,7 +113,7 @@ pub enum Action {
     Build,
     /// Run the demo: a live session on a guest that moves between two hosts, and the report of it
     Demo(DemoArguments),
-    /// Measure exits, the guest's disk and network, and migrations, with the spread of each
+    /// Measure the guest's disk and network, then migrations, with the spread of each
     Bench(BenchArguments),
     /// Start a lab: two hosts, the storage server, the session guest
     ///

@@ -330,18 +330,16 @@ fn down(which: &Which) -> Result<ExitCode> {
 
 fn run_bench(arguments: &BenchArguments) -> Result<ExitCode> {
     let interrupts = Interrupts::take()?;
-    progress("exits, in virtual time");
-    let mut measured = bench::exits()?;
     let choices = arguments.build.choices(BENCH, 2);
     let guest = start_lab(&choices, true, &interrupts).and_then(|(lab, artifacts)| {
         let guest = bench::guest(&lab, &artifacts, arguments.repeats, &progress)?;
         lab.stop("measured")?;
         Ok(guest)
     });
-    match guest {
+    let measured = match guest {
         Err(_) if interrupts.came() => return Ok(ExitCode::from(interrupt::EXIT_CODE)),
-        other => measured.extend(other?),
-    }
+        other => other?,
+    };
     print!("{}", bench::show(&measured));
     if let Some(path) = &arguments.json {
         let text = serde_json::to_string_pretty(&measured).context("cannot write JSON")?;
