@@ -9,6 +9,9 @@ pub const MARK: usize = 4;
 /// Fragments of one record. Clients in use send one; the limit keeps empty fragments from going on for ever.
 const MAX_FRAGMENTS: u32 = 64;
 
+/// Bytes that must have come before all of a long record is reserved.
+const EARNED: usize = 4096;
+
 /// Starts an outgoing record: room for the mark, to be filled in by [`finish`].
 pub fn begin(capacity: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(MARK + capacity);
@@ -92,6 +95,10 @@ impl Assembler {
                 self.begin_fragment()?;
             }
             let n = input.len().min(self.fragment_left);
+            if n >= EARNED {
+                // All at once, not by doubling, which would copy what is there each time.
+                self.record.reserve(self.fragment_left);
+            }
             self.record.extend_from_slice(&input[..n]);
             self.fragment_left -= n;
             *input = &input[n..];
@@ -122,7 +129,7 @@ impl Assembler {
             });
         }
         // A peer earns memory by sending bytes: a mark alone reserves little.
-        self.record.reserve(self.fragment_left.min(16 * 1024));
+        self.record.reserve(self.fragment_left.min(EARNED));
         Ok(())
     }
 }

@@ -110,11 +110,13 @@ fn main() -> ExitCode {
         .ok()
         .and_then(|n| n.parse().ok())
         .unwrap_or(3);
-    let mut servers = vec![start_own(base.path())];
     if root {
         let _ = Command::new("ip")
             .args(["link", "set", "lo", "up"])
             .status();
+    }
+    let mut servers = vec![start_own(base.path())];
+    if root {
         servers.extend(start_ganesha(base.path()));
     }
     let mut results: BTreeMap<(&str, usize), Vec<f64>> = BTreeMap::new();
@@ -124,7 +126,7 @@ fn main() -> ExitCode {
                 results
                     .entry((server.name, i))
                     .or_default()
-                    .push(measure(server.address, case));
+                    .push(measure(server, case));
             }
         }
     }
@@ -136,6 +138,8 @@ fn main() -> ExitCode {
 struct Server {
     name: &'static str,
     address: SocketAddr,
+    /// Where the MOUNT program is.
+    mount: SocketAddr,
     children: Vec<Child>,
 }
 
@@ -159,19 +163,21 @@ fn start_own(base: &Path) -> Server {
         .stdout(Stdio::null())
         .spawn()
         .expect("start");
-    wait_for(address);
-    Server {
+    let server = Server {
         name: "nfs-sr",
         address,
+        mount: address,
         children: vec![child],
-    }
+    };
+    wait_for(address);
+    server
 }
 
 fn start_ganesha(base: &Path) -> Option<Server> {
     let export = base.join("ganesha");
     std::fs::create_dir(&export).ok()?;
     let config = format!(
-        "NFS_CORE_PARAM {{ Protocols = 3; NFS_Port = 20492; MNT_Port = 20492; Enable_NLM = false; Enable_RQUOTA = false; }}\n\
+        "NFS_CORE_PARAM {{ Protocols = 3; NFS_Port = 20492; MNT_Port = 20493; Enable_NLM = false; Enable_RQUOTA = false; }}\n\
          EXPORT {{ Export_Id = 1; Path = {path}; Pseudo = /export; Access_Type = RW; Squash = None; Protocols = 3; \
          SecType = sys, none; MaxRead = 1048576; MaxWrite = 1048576; FSAL {{ Name = VFS; }} }}\n\
          LOG {{ Default_Log_Level = WARN; }}\n",
@@ -198,19 +204,18 @@ fn start_ganesha(base: &Path) -> Option<Server> {
         eprintln!("NFS-Ganesha is not there; install nfs-ganesha-vfs and rpcbind to compare");
         return None;
     };
-    let address: SocketAddr = "127.0.0.1:20492".parse().expect("an address");
+    let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
     let server = Server {
         name: "ganesha",
-        address,
+        address: address(20492),
+        mount: address(20493),
         children: vec![ganesha, rpcbind],
     };
-    wait_for(address);
+    wait_for(server.mount);
     // It listens before it has its exports.
     for _ in 0..200 {
-        let mounted = TcpStream::connect(address)
-            .ok()
-            .and_then(|stream| Client::new(stream).mount(&path_of(base)).ok());
-        if mounted.is_some() {
+        let stream = TcpStream::connect(server.mount).ok();
+        if stream.is_some_and(|stream| root(&mut Client::new(stream)).is_some()) {
             return Some(server);
         }
         std::thread::sleep(Duration::from_millis(50));
@@ -222,8 +227,12 @@ fn start_ganesha(base: &Path) -> Option<Server> {
     None
 }
 
-fn path_of(base: &Path) -> String {
-    base.join("ganesha").display().to_string()
+/// Ganesha knows its export by its path only, which its list of exports tells.
+fn root(client: &mut Client<TcpStream>) -> Option<FileHandle> {
+    let record = client.call::<nfs3::mount::Export>(&()).ok()?;
+    let exports = record.results::<nfs3::mount::Export>().ok()?.0;
+    let path = String::from_utf8_lossy(exports.first()?.path.0).into_owned();
+    client.mount(&path).ok()
 }
 
 fn wait_for(address: SocketAddr) {
@@ -236,15 +245,14 @@ fn wait_for(address: SocketAddr) {
     panic!("no server at {address}");
 }
 
-fn open(address: SocketAddr) -> (Client<TcpStream>, FileHandle) {
-    let stream = TcpStream::connect(address).expect("the server listens");
-    stream.set_nodelay(true).expect("a TCP socket");
-    let mut client = Client::new(stream);
-    // Ours knows its export as "/" too; Ganesha by its path, which its export list tells.
-    let record = client.call::<nfs3::mount::Export>(&()).expect("connected");
-    let exports = record.results::<nfs3::mount::Export>().expect("a list").0;
-    let path = String::from_utf8_lossy(exports[0].path.0).into_owned();
-    let root = client.mount(&path).expect("exported");
+fn open(server: &Server) -> (Client<TcpStream>, FileHandle) {
+    let connect = |address| {
+        let stream = TcpStream::connect(address).expect("the server listens");
+        stream.set_nodelay(true).expect("a TCP socket");
+        Client::new(stream)
+    };
+    let root = root(&mut connect(server.mount)).expect("exported");
+    let mut client = connect(server.address);
     let how = CreateHow::Unchecked(SetAttributes {
         mode: Some(0o644),
         ..SetAttributes::default()
@@ -265,8 +273,8 @@ fn open(address: SocketAddr) -> (Client<TcpStream>, FileHandle) {
 }
 
 /// Calls per second.
-fn measure(address: SocketAddr, case: &Case) -> f64 {
-    let (mut client, file) = open(address);
+fn measure(server: &Server, case: &Case) -> f64 {
+    let (mut client, file) = open(server);
     let data = vec![0x5a; case.bytes];
     fill(&mut client, file);
     let (mut random, mut next) = (fastrand::Rng::with_seed(7), 0u64);
