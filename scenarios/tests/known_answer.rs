@@ -89,6 +89,7 @@ fn run(stalls: &[u64], place: Place) -> Vec<Record> {
                 to: "h2".into(),
             },
         );
+        phase(&mut log, stop - 700 * MS, Role::Source, Phase::PreCopy);
         phase(&mut log, stop, Role::Source, Phase::Drain);
         phase(&mut log, stop + MS, Role::Source, Phase::LastPages);
         phase(&mut log, stop + 2 * MS, Role::Source, Phase::DeviceState);

@@ -30,7 +30,11 @@ pub struct Attribution {
 }
 
 /// The names of the pieces, in order of time, and what each is; reports print this as their legend.
-pub const PIECES: [(&str, &str); 9] = [
+pub const PIECES: [(&str, &str); 10] = [
+    (
+        "pre-copy",
+        "the guest runs, slowed by the copying of its memory",
+    ),
     (
         "before the stop",
         "the last answer was on its way, no more than usual",
@@ -98,12 +102,17 @@ pub fn attribute(silence: Window, migration: &Migration, usual_ns: u64) -> Optio
         }
     };
 
-    // Before the stop the guest ran, so only as much silence is explained as it is usual.
-    let before = cuts[0].1.clamp(silence.start_ns, silence.end_ns) - silence.start_ns;
+    // Until the stop the guest ran: as much silence as is usual needs no explanation, and what exceeds it is the copying's
+    // where it had begun.
+    let stop = cuts[0].1.clamp(silence.start_ns, silence.end_ns);
+    let copying = mark(Role::Source, Phase::PreCopy)?.clamp(silence.start_ns, stop);
+    let before = stop - silence.start_ns;
+    let brownout = before.saturating_sub(usual_ns).min(stop - copying);
+    push("pre-copy", brownout);
     push("before the stop", before.min(usual_ns));
-    unattributed_ns += before.saturating_sub(usual_ns);
+    unattributed_ns += (before - brownout).saturating_sub(usual_ns);
 
-    let mut from = cuts[0].1.clamp(silence.start_ns, silence.end_ns);
+    let mut from = stop;
     for pair in cuts.windows(2) {
         // Stamps of two hosts may cross within their error; time is never counted twice.
         let to = pair[1].1.clamp(from, silence.end_ns);
@@ -143,6 +152,7 @@ mod tests {
             ended_ns: Some(500 * MS),
             error: String::new(),
             marks: vec![
+                mark(60, Role::Source, Phase::PreCopy),
                 mark(100, Role::Source, Phase::Drain),
                 mark(102, Role::Source, Phase::LastPages),
                 mark(106, Role::Source, Phase::DeviceState),
@@ -182,13 +192,14 @@ mod tests {
 
     #[test]
     fn a_stall_that_no_mark_bounds_is_unattributed() {
-        // 50 ms of silence before the stop, and 200 ms after the guest had spoken again.
+        // 50 ms of silence before the stop, 40 of them under pre-copy, and 200 ms after the guest had spoken again.
         let silence = Window {
             start_ns: 50 * MS,
             end_ns: 340 * MS,
         };
         let found = attribute(silence, &migration(112, 140), 3 * MS).unwrap();
-        assert_eq!(found.unattributed_ns, (47 + 197) * MS);
+        assert_eq!(found.unattributed_ns, (7 + 197) * MS);
+        assert_eq!(named(&found, "pre-copy"), 40);
         assert_eq!(named(&found, "guest catch-up"), 28);
     }
 
@@ -217,7 +228,7 @@ mod tests {
     #[test]
     fn crossing_stamps_are_not_counted_twice() {
         let mut crossed = migration(112, 140);
-        crossed.marks[3].t_ns = 105 * MS;
+        crossed.marks[4].t_ns = 105 * MS;
         let silence = Window {
             start_ns: 98 * MS,
             end_ns: 142 * MS,
@@ -230,7 +241,7 @@ mod tests {
     #[test]
     fn a_migration_without_its_marks_is_not_explained() {
         let mut missing = migration(112, 140);
-        missing.marks.remove(3);
+        missing.marks.remove(4);
         assert_eq!(
             attribute(
                 Window {

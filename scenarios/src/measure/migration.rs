@@ -211,6 +211,17 @@ impl Migration {
         Some(self.first_instruction?.0.saturating_sub(stop.t_ns))
     }
 
+    /// The same stretch of time.
+    #[must_use]
+    pub fn pause(&self) -> Option<Window> {
+        let stop = self.mark(Role::Source, Phase::Drain)?;
+        // Never empty, so that a silence can touch it.
+        Some(Window {
+            start_ns: stop.t_ns,
+            end_ns: self.first_instruction?.0.max(stop.t_ns + 1),
+        })
+    }
+
     /// Whether it ended, and without error.
     #[must_use]
     pub fn succeeded(&self) -> bool {

@@ -132,25 +132,29 @@ impl Series {
     /// Silence begins with an answer and not with a request, since the user's last sign of life is what he saw.
     #[must_use]
     pub fn longest_silence(&self, window: Window) -> Option<Window> {
+        self.silences(window)
+            .into_iter()
+            .max_by_key(|silence| silence.len_ns())
+    }
+
+    fn silences(&self, window: Window) -> Vec<Window> {
         let due = self.due_in(window);
-        let (first, last) = (due.first()?, due.last()?);
+        let (Some(first), Some(last)) = (due.first(), due.last()) else {
+            return Vec::new();
+        };
+        let near =
+            window.start_ns.saturating_sub(MARGIN_NS)..window.end_ns.saturating_add(MARGIN_NS);
         let mut answers: Vec<u64> = self
             .samples
             .iter()
             .filter_map(|sample| sample.answer_ns)
-            .filter(|t| *t + MARGIN_NS >= window.start_ns && *t < window.end_ns + MARGIN_NS)
+            .filter(|t| near.contains(t))
             .collect();
         answers.sort_unstable();
-        let before = first.due_ns;
-        if answers.is_empty() {
-            return Some(Window {
-                start_ns: before,
-                end_ns: last.due_ns,
-            });
-        }
         // Where nothing was answered before or after the window, silence lasts from the first request or to the last.
-        answers.insert(0, before.min(answers[0]));
-        answers.push(last.due_ns.max(answers[answers.len() - 1]));
+        let (earliest, latest) = (answers.first().copied(), answers.last().copied());
+        answers.insert(0, earliest.map_or(first.due_ns, |t| t.min(first.due_ns)));
+        answers.push(latest.map_or(last.due_ns, |t| t.max(last.due_ns)));
         answers
             .windows(2)
             .map(|pair| Window {
@@ -158,6 +162,15 @@ impl Series {
                 end_ns: pair[1],
             })
             .filter(|silence| silence.overlaps(window))
+            .collect()
+    }
+
+    /// Like [`Self::longest_silence`], but only among the silences that touch `touching`, a stretch within the window.
+    #[must_use]
+    pub fn longest_silence_touching(&self, window: Window, touching: Window) -> Option<Window> {
+        self.silences(window)
+            .into_iter()
+            .filter(|silence| silence.overlaps(touching))
             .max_by_key(|silence| silence.len_ns())
     }
 

@@ -69,7 +69,7 @@ pub(super) fn page(report: &Report, series: &[(ProbeKind, Series)]) -> String {
 
 const METHOD: &str = r#"<ul>
 <li>Requests leave on a fixed schedule that never waits for an answer, and a latency counts from the moment the request was due. A stall therefore shows at its full length.</li>
-<li><b>Gap</b>: the longest time between two answers that follow one another. A 1 kHz probe resolves 1 ms. The quiet figure beside it is the same probe's longest gap in a stretch of the same length just before the migration.</li>
+<li><b>Gap</b>: the longest time between two answers that follow one another. A 1 kHz probe resolves 1 ms. The longest one may fall into pre-copy; the longest that touches the pause is called the switch-over. The quiet figure beside it is the same probe's longest gap in a stretch of the same length just before the migration.</li>
 <li><b>Longest echo</b>: from the moment a key was due until the screen showed it, for the keys due from the request of the migration until one second after its end.</li>
 <li><b>Pause</b>: from the stop of the virtual CPUs at the source to the guest's first instruction at the destination. Hosts stamp marks with their own clocks; these are mapped to the lab's clock by ping exchanges, whose bound is printed as the clock error.</li>
 <li>A gap in which the probe itself was late by more than a quarter is void and left out, not counted as slow.</li>
@@ -189,6 +189,7 @@ fn migrations(report: &Report) -> String {
             "total ms",
             "pause ms",
             "UDP gap ms",
+            "at the switch-over ms",
             "quiet ms",
             "TCP gap ms",
             "longest echo ms",
@@ -207,6 +208,7 @@ fn migrations(report: &Report) -> String {
                 format!("{:.0}", one.total_ms),
                 number(one.pause_ms),
                 number(one.udp_gap_ms),
+                number(one.switchover_gap_ms),
                 number(one.udp_baseline_gap_ms),
                 number(one.tcp_gap_ms),
                 number(one.longest_echo_ms),

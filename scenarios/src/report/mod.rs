@@ -95,11 +95,14 @@ pub struct Migration {
     pub longest_echo_ms: Option<f64>,
     /// 95th percentile of the echoes of keys due between the request and the stop.
     pub precopy_echo_p95_ms: Option<f64>,
-    /// The UDP probe's silence cut into phases.
+    /// Longest silence of the UDP probe that touches the pause. It is shorter than `udp_gap_ms` when the longest one fell
+    /// into pre-copy or came afterwards.
+    pub switchover_gap_ms: Option<f64>,
+    /// The longest silence cut into phases.
     pub phases: Vec<Phase>,
     /// What no mark explains of it.
     pub unattributed_ms: Option<f64>,
-    /// When the silence began, on the run's clock.
+    /// When the longest silence began, on the run's clock.
     pub gap_start_ms: Option<f64>,
     /// How late the UDP probe itself was at worst in the silence. Its figure is void when this is more than a quarter
     /// of the gap.
@@ -358,6 +361,9 @@ fn report_migration(
     let usual = udp
         .zip(base)
         .and_then(|(series, base)| series.longest_silence(base));
+    let switchover = udp
+        .zip(one.pause())
+        .and_then(|(series, pause)| series.longest_silence_touching(window, pause));
     let cut: Option<Attribution> = silence
         .and_then(|silence| attribution::attribute(silence, one, usual.map_or(0, Window::len_ns)));
     let late = udp
@@ -409,6 +415,7 @@ fn report_migration(
             })
             .collect(),
         unattributed_ms: cut.map(|cut| ms(cut.unattributed_ns)),
+        switchover_gap_ms: switchover.map(|silence| ms(silence.len_ns())),
         gap_start_ms: silence.map(|silence| ms(silence.start_ns)),
         probe_late_ms: ms(late),
         valid: silence.is_none_or(|silence| late * 4 <= silence.len_ns()),
@@ -525,6 +532,7 @@ pub mod figure {
     #![allow(missing_docs)]
     pub const UDP_GAP: &str = "UDP gap";
     pub const TCP_GAP: &str = "TCP gap";
+    pub const SWITCHOVER_GAP: &str = "UDP gap, switch-over";
     pub const BASELINE_GAP: &str = "UDP gap, quiet";
     pub const LONGEST_ECHO: &str = "longest echo";
     pub const PAUSE: &str = "vCPU pause";
@@ -553,6 +561,9 @@ fn summarise(migrations: &[Migration]) -> Vec<Figure> {
     add(figure::LONGEST_ECHO, "ms", &|one| one.longest_echo_ms);
     add(figure::UDP_GAP, "ms", &|one| {
         one.udp_gap_ms.filter(|_| one.valid)
+    });
+    add(figure::SWITCHOVER_GAP, "ms", &|one| {
+        one.switchover_gap_ms.filter(|_| one.valid)
     });
     add(figure::BASELINE_GAP, "ms", &|one| one.udp_baseline_gap_ms);
     add(figure::TCP_GAP, "ms", &|one| one.tcp_gap_ms);
