@@ -216,8 +216,11 @@ impl Source {
         let length = rest.len().min(room.len());
         room[..length].copy_from_slice(&rest[..length]);
         self.sent += length;
-        if self.sent == self.unsent.len() {
-            self.unsent.clear();
+        // Moved up now and then: pages are added while others are sent, so it may never be empty
+        // before the end, and must not grow with the guest.
+        if self.sent == self.unsent.len() || self.sent >= MAX_UNSENT {
+            self.unsent.drain(..self.sent);
+            self.writer.moved_up(self.sent);
             self.sent = 0;
         }
         length

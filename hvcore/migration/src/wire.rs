@@ -278,6 +278,11 @@ impl BatchWriter {
         self.count = 0;
     }
 
+    /// So many bytes of whole messages were taken away from the beginning of the output.
+    pub fn moved_up(&mut self, bytes: usize) {
+        self.start = self.start.saturating_sub(bytes);
+    }
+
     /// How much of `out` is whole messages.
     pub fn finished(&self, out: &[u8]) -> usize {
         if self.count == 0 {
@@ -442,6 +447,31 @@ mod tests {
         writer.finish(&mut out);
         encode(&FromSource::EndOfFrames, &mut out);
         out
+    }
+
+    #[test]
+    fn a_message_goes_on_after_those_before_it_were_sent() {
+        let (mut out, mut writer) = (Vec::new(), BatchWriter::default());
+        let page = [9; PAGE_SIZE];
+        writer.push(&mut out, 1, Page::Content(&page, PageHash::of(&page)));
+        writer.finish(&mut out);
+        writer.push(&mut out, 2, Page::Zero);
+        let sent = writer.finished(&out);
+        let mut stream: Vec<u8> = out.drain(..sent).collect();
+        writer.moved_up(sent);
+        writer.push(&mut out, 3, Page::SameAs(1));
+        writer.finish(&mut out);
+        stream.append(&mut out);
+        let mut decoder = Decoder::default();
+        decoder.push(&stream);
+        let mut seen = Vec::new();
+        while let Some(message) = decoder.next::<FromSource>().unwrap() {
+            let Message::Pages(batch) = message else {
+                panic!("only pages were sent");
+            };
+            seen.extend(batch.pages().map(|(number, _)| number));
+        }
+        assert_eq!(seen, [1, 2, 3]);
     }
 
     #[test]
