@@ -59,6 +59,7 @@ impl RunFolder {
                 "lab \"{name}\" is running; end it with `elab down --name {name}`, or choose another --name"
             );
         };
+        remove_old_evidence(&path)?;
         Ok(Self {
             path,
             processes: Mutex::new(Vec::new()),
@@ -106,6 +107,28 @@ fn check_name(name: &str) -> Result<()> {
     let fine = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if name.is_empty() || name.len() > 32 || !name.chars().all(fine) {
         bail!("\"{name}\" is no name for a lab: 1 to 32 letters, digits, - or _");
+    }
+    Ok(())
+}
+
+/// Removes what an earlier lab of this name has left for people: it would be mistaken for this one's.
+fn remove_old_evidence(folder: &Path) -> Result<()> {
+    for entry in
+        fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?
+    {
+        let path = entry?.path();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let old = [".console.log", ".serial.log", ".qemu.log", ".pcapng"]
+            .iter()
+            .any(|ending| name.ends_with(ending))
+            || ["nfs-sr.log", "report.json", "report.html"].contains(&name.as_str());
+        if old {
+            fs::remove_file(&path).with_context(|| format!("cannot delete {}", path.display()))?;
+        }
     }
     Ok(())
 }
@@ -248,6 +271,29 @@ mod tests {
         assert!(stranger.try_wait().unwrap().is_none());
         stranger.kill().unwrap();
         stranger.wait().unwrap();
+    }
+
+    #[test]
+    fn evidence_of_an_earlier_lab_goes_and_all_else_stays() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = base.path().join("one");
+        fs::create_dir(&folder).unwrap();
+        for name in [
+            "session.console.log",
+            "h1.serial.log",
+            "report.html",
+            "up.log",
+            "notes.txt",
+        ] {
+            fs::write(folder.join(name), "x").unwrap();
+        }
+        RunFolder::take(base.path(), "one").unwrap();
+        let mut left: Vec<_> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["lock", "notes.txt", "up.log"]);
     }
 
     #[test]

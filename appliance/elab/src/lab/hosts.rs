@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use host_protocol::Command;
+use host_protocol::{Command, VmState};
 use lab_protocol::Event;
 use nix::sys::signal::Signal;
 
@@ -19,6 +19,8 @@ use crate::process::Process;
 
 /// A host that was asked to power off has so long before its plug is pulled.
 const POWER_OFF_PATIENCE: Duration = Duration::from_secs(15);
+/// Why a VM stopped with its host.
+const LOST_POWER: &str = "its host lost power";
 /// Time between two tries to reach a host that refuses.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
@@ -121,20 +123,51 @@ impl Inner {
                 return None;
             }
             let by_itself = entry.power != Power::Off && !stopping;
-            entry.power = Power::Off;
-            entry.connection = None;
-            entry.status = None;
             if by_itself {
                 entry.died = Some(ending.to_owned());
             }
             Some(by_itself)
         });
+        if by_itself.is_none() {
+            return;
+        }
+        self.without_power(host);
         if by_itself == Some(true) {
             self.host_power(host, "died");
             self.message(
                 "error",
                 format!("{host} went off by itself ({ending}); see {host}.qemu.log and {host}.serial.log in the run folder"),
             );
+        }
+    }
+
+    /// A host has no power any more: nobody talks to it, and what ran there does not.
+    fn without_power(&self, host: &str) {
+        let (connection, lost) = self.update(|state| {
+            let connection = state.hosts.get_mut(host).and_then(|entry| {
+                entry.power = Power::Off;
+                entry.status = None;
+                entry.connection.take()
+            });
+            let mut lost = Vec::new();
+            for (name, vm) in &mut state.vms {
+                if vm.host.as_deref() == Some(host) && vm.state != VmState::Halted {
+                    vm.state = VmState::Halted;
+                    vm.stopped = Some(LOST_POWER.into());
+                    lost.push(name.clone());
+                }
+            }
+            (connection, lost)
+        });
+        if let Some(connection) = connection {
+            connection.close();
+        }
+        for vm in lost {
+            self.record(Event::VmStopped {
+                vm,
+                host: host.into(),
+                reason: LOST_POWER.into(),
+            });
         }
     }
 
@@ -192,7 +225,11 @@ impl Inner {
                 host.connection = None;
             }
         });
-        if !self.lock().stopping {
+        let expected = {
+            let state = self.lock();
+            state.stopping || state.hosts[&spec.name].power == Power::Off
+        };
+        if !expected {
             self.message(
                 "warning",
                 format!("the control connection to {} ended: {error}", spec.name),
@@ -280,15 +317,15 @@ impl Inner {
     /// The plug is pulled.
     pub(crate) fn pull(&self, host: &str) -> Result<()> {
         let process = self.process(host)?;
+        self.host_power(host, "pulled");
         self.update(|state| {
             if let Some(entry) = state.hosts.get_mut(host) {
                 entry.power = Power::Off;
-                entry.connection = None;
-                entry.status = None;
             }
         });
-        self.host_power(host, "pulled");
-        Ok(process.kill()?)
+        process.kill()?;
+        self.without_power(host);
+        Ok(())
     }
 
     pub(crate) fn freeze(&self, host: &str, freeze: bool) -> Result<()> {
@@ -342,5 +379,77 @@ impl Inner {
                 self.message("error", error.to_string());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use host_protocol::VmConfig;
+    use lab_protocol::Command as LabCommand;
+
+    use super::*;
+    use crate::lab::{Lab, LabConfig, Launcher, MachineFacts};
+
+    struct Sleeper;
+
+    impl Launcher for Sleeper {
+        fn command(&self, _: &HostSpec, _: &Path) -> std::process::Command {
+            let mut command = std::process::Command::new("sleep");
+            command.arg("1000");
+            command
+        }
+    }
+
+    #[test]
+    fn what_ran_on_a_host_without_power_is_halted() {
+        let base = tempfile::tempdir().unwrap();
+        let vm = |name: &str, number| VmConfig {
+            id: [number; 16],
+            name: name.into(),
+            memory_mib: 1,
+            vcpus: 1,
+            weight: 256,
+            kernel: String::new(),
+            initrd: None,
+            cmdline: String::new(),
+            disks: Vec::new(),
+            nics: Vec::new(),
+        };
+        let lab = Lab::start(LabConfig {
+            name: "test".into(),
+            base: base.path().into(),
+            hosts: 2,
+            host_memory_mib: 256,
+            launcher: Box::new(Sleeper),
+            storage: None,
+            vms: vec![vm("here", 1), vm("there", 2)],
+            seed: 1,
+            capture: false,
+            facts: MachineFacts::default(),
+        })
+        .unwrap();
+        for (name, host) in [("here", "h1"), ("there", "h2")] {
+            lab.execute(&LabCommand::HostPowerOn { host: host.into() })
+                .unwrap();
+            lab.inner.update(|state| {
+                let vm = state.vms.get_mut(name).unwrap();
+                vm.host = Some(host.into());
+                vm.state = VmState::Running;
+            });
+        }
+        lab.execute(&LabCommand::HostPull { host: "h1".into() })
+            .unwrap();
+        let status = lab.execute(&LabCommand::Status).unwrap();
+        let [here, there] = [&status["vms"][0], &status["vms"][1]];
+        assert_eq!(
+            (&here["state"], &here["stopped"]),
+            (&"halted".into(), &LOST_POWER.into())
+        );
+        assert_eq!(
+            (&there["state"], &there["host"]),
+            (&"running".into(), &"h2".into())
+        );
     }
 }

@@ -62,6 +62,7 @@ impl Inner {
             self.update(|state| {
                 if let Some(entry) = state.vms.get_mut(vm) {
                     entry.state = VmState::Halted;
+                    entry.stopped = Some(format!("not started: {error}"));
                 }
             });
             return Err(error).with_context(|| format!("{host} did not start VM \"{vm}\""));
