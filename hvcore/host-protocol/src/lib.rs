@@ -81,6 +81,9 @@ pub struct MigrationConfig {
     pub forward: bool,
     /// Count the hypervisor's own writes as dirty. Off only as a negative control.
     pub track_device_writes: bool,
+    /// Run a copy of the guest on the destination for a moment before the stop, with everything it
+    /// sends or writes thrown away, so that its code is warm there.
+    pub rehearse: bool,
     /// Hash all guest RAM on both sides, after the last page and before the guest runs again.
     pub verify: bool,
 }
@@ -94,6 +97,7 @@ impl Default for MigrationConfig {
             announce: true,
             forward: true,
             track_device_writes: true,
+            rehearse: true,
             verify: false,
         }
     }

@@ -13,7 +13,11 @@ use host_protocol::{StopReason, VmConfig, VmState};
 use machine::{DiskModel, Machine, MachineConfig, NicModel};
 use vdi::{DiskId, DiskInfo, Storage, Token};
 
-use crate::{console::Console, control::ConnectionId};
+use crate::{
+    console::Console,
+    control::ConnectionId,
+    migrate::{Recent, Rehearsal},
+};
 
 /// Largest packet on the session network.
 const GUEST_MTU: u16 = 1500;
@@ -141,6 +145,10 @@ pub(crate) struct Vm<H> {
     pub stage: Stage<H>,
     /// Its open disks; `None` for one that is not open yet.
     pub disks: Vec<Option<(DiskId, DiskInfo)>>,
+    /// A copy of it that runs before it arrives.
+    pub rehearsal: Option<Rehearsal>,
+    /// While it departs: what it has received lately.
+    pub recent: Option<Recent>,
     /// Leases that remain to be taken from the host the VM comes from, with their epochs there.
     pub leases_to_take: VecDeque<(DiskId, u64)>,
     /// Frames that wait, for each of its cards.
@@ -161,6 +169,8 @@ impl<H> Vm<H> {
         Self {
             number,
             disks: vec![None; config.disks.len()],
+            rehearsal: None,
+            recent: None,
             leases_to_take: VecDeque::new(),
             inbox: config.nics.iter().map(|_| Inbox::default()).collect(),
             config,
@@ -241,6 +251,9 @@ impl<H> Vm<H> {
 
     /// Hands the guest a frame, or keeps it until the guest has a buffer.
     pub fn deliver(&mut self, nic: usize, frame: &[u8]) {
+        if let Some(recent) = &mut self.recent {
+            recent.note(nic, frame);
+        }
         let inbox = &mut self.inbox[nic];
         if let Stage::Running(guest) = &mut self.stage
             && inbox.front().is_none()

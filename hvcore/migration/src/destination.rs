@@ -63,11 +63,14 @@ pub trait DestinationVm {
     fn is_built(&mut self) -> Result<bool, String>;
     /// The guest's RAM, zeroed when it was built.
     fn memory(&self) -> &GuestMemory;
-    /// Loads a snapshot into a copy of the machine that is then thrown away.
+    /// Begins to run a copy of the guest in its RAM, as `snapshot` says, and to give it `frames`. Whatever it sends
+    /// or writes elsewhere is thrown away.
     ///
     /// # Errors
     /// A sentence for people: the state does not fit this host.
-    fn rehearse(&mut self, snapshot: &Snapshot) -> Result<(), String>;
+    fn rehearse(&mut self, snapshot: &Snapshot, frames: Vec<(u8, Vec<u8>)>) -> Result<(), String>;
+    /// When the rehearsal is over, the pages it has changed. Nothing else of it is left then.
+    fn rehearsed(&mut self) -> Option<Vec<u32>>;
     /// Loads the final state.
     ///
     /// # Errors
@@ -108,6 +111,7 @@ enum State {
     },
     Building,
     Receiving,
+    Rehearsing,
     Hashing {
         hash: MemoryHash,
         state: FinalState,
@@ -136,6 +140,8 @@ pub struct Destination {
     /// Frames that were forwarded before the guest could take them.
     frames: Vec<(u8, Vec<u8>)>,
     frames_ended: bool,
+    /// Pages that the rehearsal has changed.
+    spoilt: Vec<u32>,
     decoder: Decoder,
     unsent: Vec<u8>,
     sent: usize,
@@ -156,6 +162,7 @@ impl Destination {
             state: State::Greeting,
             frames: Vec::new(),
             frames_ended: false,
+            spoilt: Vec::new(),
             decoder: Decoder::default(),
             unsent: Vec::new(),
             sent: 0,
@@ -225,9 +232,11 @@ impl Destination {
     #[must_use]
     pub fn next_deadline_ns(&self) -> Option<u64> {
         match self.state {
-            State::Greeting | State::Proving { .. } | State::Building | State::Receiving => {
-                Some(self.heard_ns + SILENCE_NS)
-            }
+            State::Greeting
+            | State::Proving { .. }
+            | State::Building
+            | State::Receiving
+            | State::Rehearsing => Some(self.heard_ns + SILENCE_NS),
             State::Arrived {
                 hold_until_ns,
                 until_ns,
@@ -258,10 +267,10 @@ impl Destination {
 
     /// Handles one message, if a whole one is there and this is the time for it.
     fn take_message(&mut self, vm: &mut impl DestinationVm) -> Result<bool, String> {
-        // While RAM is hashed, the only messages that can come are frames and a cancellation; both can wait.
+        // Whatever comes now can wait until that is done.
         if matches!(
             self.state,
-            State::Building | State::Hashing { .. } | State::Ended(_)
+            State::Building | State::Rehearsing | State::Hashing { .. } | State::Ended(_)
         ) {
             return Ok(false);
         }
@@ -329,15 +338,21 @@ impl Destination {
             {
                 self.refuse(vm, "the source has fallen silent".to_string());
             }
-            State::Building => self.heard_ns = now,
+            State::Building | State::Rehearsing => self.heard_ns = now,
             State::Hashing { .. } => return self.hash(vm, until_ns),
             _ => {}
         }
         false
     }
 
-    /// Looks whether the VM is built.
+    /// Looks whether the VM is built, or the rehearsal over.
     fn step(&mut self, vm: &mut impl DestinationVm) {
+        if matches!(self.state, State::Rehearsing)
+            && let Some(spoilt) = vm.rehearsed()
+        {
+            self.spoilt = spoilt;
+            self.state = State::Receiving;
+        }
         if matches!(self.state, State::Building) {
             match vm.is_built() {
                 Ok(true) => {
@@ -385,9 +400,13 @@ impl Destination {
                 self.step(vm);
             }
             (State::Receiving, FromSource::EndOfRound { number }) => {
-                self.send(&FromDestination::RoundApplied { number });
+                let spoilt = core::mem::take(&mut self.spoilt);
+                self.send(&FromDestination::RoundApplied { number, spoilt });
             }
-            (State::Receiving, FromSource::Rehearsal(snapshot)) => vm.rehearse(&snapshot)?,
+            (State::Receiving, FromSource::Rehearsal { snapshot, frames }) => {
+                vm.rehearse(&snapshot, frames)?;
+                self.state = State::Rehearsing;
+            }
             (State::Receiving, FromSource::Final(state)) => {
                 self.mark(now, Phase::DeviceState, String::new());
                 if self.config.verify {

@@ -32,6 +32,11 @@ impl Tracker {
         }
     }
 
+    /// Adds a page that the destination has lost.
+    pub fn owe(&mut self, page: usize) {
+        self.owed.insert(page);
+    }
+
     /// Takes back what was not sent.
     pub fn give_back(&mut self, harvest: Harvest) {
         self.owed.union(&harvest.pages);

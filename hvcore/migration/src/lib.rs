@@ -11,7 +11,8 @@
 //!  Hello, Welcome, Prepare: both prove the pool's key, the VM is described
 //!                                            builds the whole VM; Ready
 //!  pages, round by round      ------------>  loads them; RoundApplied
-//!  a snapshot as a rehearsal  ------------>  loads it into a throw-away machine
+//!  a snapshot as a rehearsal  ------------>  runs it for a moment, throws all of it away
+//!                             <------------  the pages that this has changed, to be sent again
 //!  stops vCPUs, drains devices
 //!  last pages, Final          ------------>  loads vCPUs, devices, disks
 //!                                            TAKES THE LEASE: the commit point
@@ -29,6 +30,14 @@
 //! connection decides.
 //!
 //! **Architecture invariant:** this crate knows no network, no storage server and no hypervisor.
+//!
+//! # The rehearsal
+//!
+//! A guest that arrives is cold: caches, address translations and, under an emulator, the translation of its code
+//! are made anew while its user waits. So the destination runs a copy of the guest for a moment *before* the
+//! stop, in the RAM it has by then, and gives it frames like those it answers every day. The copy is no
+//! second guest: its disks are not opened for writing, its frames and its console go nowhere, its machine is
+//! thrown away, and the pages it has changed are sent again.
 //!
 //! Rejected: post-copy as the default (each missing page is a round trip on a busy CPU: short pause, long
 //! stutter), and a commit decided by messages (two generals: one of the ends cannot know).

@@ -42,6 +42,10 @@ const PROGRESS_DENOMINATOR: usize = 4;
 /// After so many rounds that got no closer, waiting longer gives no shorter pause.
 const MAX_STALLED_ROUNDS: u32 = 3;
 
+/// The rehearsal comes after the second round: the pages there are then nearly those of one moment, so that the
+/// copy finds its way.
+const REHEARSAL_ROUND: u32 = 1;
+
 /// Disk I/O that the guest had begun must end within this time, or the guest runs on.
 const DRAIN_TIMEOUT_NS: u64 = 3_000_000_000;
 
@@ -70,6 +74,8 @@ pub trait SourceVm {
     fn harvest_dirty(&mut self, into: &mut PageSet);
     /// vCPUs and devices as they are now.
     fn snapshot(&mut self) -> Snapshot;
+    /// Some of the frames that the guest has received lately, each with the number of its card.
+    fn recent_frames(&mut self) -> Vec<(u8, Vec<u8>)>;
     /// The guest still runs, but not for long: does what makes the drain short.
     fn settle(&mut self);
     /// Stops the vCPUs.
@@ -402,10 +408,13 @@ impl Source {
                 let harvest = self.harvest(vm);
                 self.begin_round(now, 0, harvest);
             }
-            (State::Confirming, FromDestination::RoundApplied { number })
+            (State::Confirming, FromDestination::RoundApplied { number, spoilt })
                 if number == self.round.number =>
             {
-                self.round_ended(vm);
+                match self.take_back(&spoilt) {
+                    Ok(()) => self.round_ended(vm),
+                    Err(why) => self.give_up(vm, why),
+                }
             }
             (State::Committing { .. }, FromDestination::Committed) => {
                 self.handed_over(now);
@@ -457,6 +466,22 @@ impl Source {
         })
     }
 
+    /// Pages that the destination's rehearsal has changed.
+    fn take_back(&mut self, spoilt: &[u32]) -> Result<(), String> {
+        for page in spoilt {
+            let page = *page as usize;
+            if page >= self.filled.bound() {
+                return Err(format!(
+                    "the destination spoke of page {page}, beyond the guest's RAM"
+                ));
+            }
+            self.tracker.owe(page);
+            // Even if it is zero here: it no longer is there.
+            self.filled.insert(page);
+        }
+        Ok(())
+    }
+
     fn begin_round(&mut self, now: u64, number: u32, harvest: Harvest) {
         self.round = Round {
             number,
@@ -483,10 +508,10 @@ impl Source {
         }
         self.last_dirty = dirty;
         let next = self.round.number + 1;
-        if dirty <= self.config.stop_pages as usize
-            || next >= self.config.max_rounds
-            || self.stalled_rounds >= MAX_STALLED_ROUNDS
-        {
+        let rehearsed = !self.config.rehearse || self.round.number > REHEARSAL_ROUND;
+        let converged =
+            dirty <= self.config.stop_pages as usize || self.stalled_rounds >= MAX_STALLED_ROUNDS;
+        if rehearsed && converged || next >= self.config.max_rounds {
             self.tracker.give_back(harvest);
             vm.stop();
             let now = vm.now_ns();
@@ -584,10 +609,11 @@ impl Source {
             }
             return;
         }
-        if self.round.number == 0 {
-            self.known.clear();
+        self.known.clear();
+        if self.config.rehearse && self.round.number == REHEARSAL_ROUND {
             let snapshot = vm.snapshot();
-            self.send(&FromSource::Rehearsal(snapshot));
+            let frames = vm.recent_frames();
+            self.send(&FromSource::Rehearsal { snapshot, frames });
         }
         self.round_sent_ns = now;
         self.send(&FromSource::EndOfRound {

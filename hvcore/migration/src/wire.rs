@@ -85,9 +85,14 @@ pub enum FromSource {
         /// Which round.
         number: u32,
     },
-    /// A snapshot of the running guest, for the destination to load once and throw away: what comes at the end
-    /// then meets code that has run before.
-    Rehearsal(Snapshot),
+    /// A snapshot of the running guest and frames it has received lately, for the destination to run for a
+    /// moment and throw away: what comes at the end then meets code that has run before.
+    Rehearsal {
+        /// The guest.
+        snapshot: Snapshot,
+        /// Frames, each with the number of the card it came to.
+        frames: Vec<(u8, Vec<u8>)>,
+    },
     /// The vCPUs are stopped and every page has been sent: the destination may take the leases.
     Final(FinalState),
     /// A frame for the guest that reached the source after the stop.
@@ -122,6 +127,8 @@ pub enum FromDestination {
     RoundApplied {
         /// Which round.
         number: u32,
+        /// Pages that a rehearsal has changed: they must be sent again.
+        spoilt: Vec<u32>,
     },
     /// The leases are the destination's.
     Committed,

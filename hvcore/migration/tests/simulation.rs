@@ -114,6 +114,20 @@ fn without_marks_of_device_writes_the_guest_arrives_damaged() {
 }
 
 #[test]
+fn what_the_rehearsal_changes_would_be_noticed() {
+    let broken = (0..20)
+        .filter(|seed| {
+            let mut setup = Setup::new(*seed, Fault::None);
+            setup.config.verify = false;
+            setup.writes_per_tick = 0;
+            setup.conceal_spoilt = true;
+            run(&setup).is_err()
+        })
+        .count();
+    assert_eq!(broken, 20);
+}
+
+#[test]
 fn a_damaged_guest_is_found_by_its_hash_and_stays() {
     let mut setup = Setup::new(0, Fault::None);
     setup.config.verify = true;

@@ -17,6 +17,8 @@ use crate::program::Program;
 pub enum Request {
     /// Writes so many bytes of a value to an address.
     Write(u64, u8, u64),
+    /// Writes so many bytes of a value to a port.
+    Port(u16, u8, u64),
     /// Writes a model-specific register.
     Msr(u32, u64),
     Halt,
@@ -102,8 +104,6 @@ pub struct Cpu {
     pub interrupt_at: Rc<Cell<u64>>,
     /// A card's interrupt, as the simulation sees fit.
     pub card_interrupt_at: Rc<Cell<u64>>,
-    /// When it last ran.
-    pub ran_at: Rc<Cell<Option<u64>>>,
     pub exits: u64,
     state: VcpuState,
     tsc_offset: u64,
@@ -117,14 +117,12 @@ impl Cpu {
         now: Rc<Cell<u64>>,
         interrupt_at: Rc<Cell<u64>>,
         card_interrupt_at: Rc<Cell<u64>>,
-        ran_at: Rc<Cell<Option<u64>>>,
     ) -> Self {
         Self {
             ram,
             now,
             interrupt_at,
             card_interrupt_at,
-            ran_at,
             exits: 0,
             state: VcpuState::default(),
             tsc_offset: 0,
@@ -145,7 +143,6 @@ impl Vcpu for Cpu {
         }
         loop {
             self.now.set(self.now.get() + STEP_NS);
-            self.ran_at.set(Some(self.now.get()));
             if self.now.get() >= self.interrupt_at.get().min(self.card_interrupt_at.get()) {
                 return Exit::Interrupted;
             }
@@ -169,6 +166,17 @@ impl Vcpu for Cpu {
                         write: true,
                         fetch: false,
                         table_walk: false,
+                    };
+                }
+                Some(Request::Port(port, size, value)) => {
+                    self.state.gprs[usize::from(gpr::RAX)] = value;
+                    return Exit::Io {
+                        port,
+                        size,
+                        write: true,
+                        string: false,
+                        repeat: false,
+                        next_rip: self.state.rip,
                     };
                 }
                 Some(Request::Msr(register, value)) => {

@@ -38,7 +38,9 @@ fn running(seed: u64, work: &str) -> World {
         world.clients[0].answers[&start],
         Ok(host_protocol::Reply::Ok)
     );
-    world.run_for(20 * MS).unwrap();
+    // Where the probe's beat falls is left to chance.
+    let pause = 20 * MS + world.rng.u64(..MS);
+    world.run_for(pause).unwrap();
     world.probe.next_at = world.now.get();
     world
         .run_until(1_000 * MS, |world| world.probe.echoes.len() > 5)
@@ -184,7 +186,6 @@ fn survives(seed: u64, fault: Fault, at: (Role, Phase)) -> Result<&'static str, 
             world.clients[0].command(Command::CancelMigration(VM));
         }
     }
-    world.probe.next_at = u64::MAX;
     // The link's and the engines' time-outs, and a retransmission.
     let settled = |world: &World| match fault {
         Fault::KillSource => !world.running().is_empty(),
@@ -196,7 +197,7 @@ fn survives(seed: u64, fault: Fault, at: (Role, Phase)) -> Result<&'static str, 
     }
     world.run_for(1_500 * MS)?;
     let running = world.running();
-    let has_run_there = world.outside[1].ran_at.get().is_some();
+    let has_run_there = world.spoke_at[1].is_some();
     let answer = world.clients[0].answers.get(&done).cloned();
     let verdict = match running[..] {
         [0] => "stayed",
@@ -216,7 +217,6 @@ fn survives(seed: u64, fault: Fault, at: (Role, Phase)) -> Result<&'static str, 
         world.check_guest(host)?;
         let before = world.word(host, slot::DISK_DONE);
         let echoes = world.probe.echoes.len();
-        world.probe.next_at = world.now.get();
         world.run_for(100 * MS)?;
         if world.word(host, slot::DISK_DONE) == before {
             return Err(String::from("the guest's disk has stopped"));
@@ -294,5 +294,7 @@ fn without_announcement_and_forwarding_probes_are_lost() {
         forward: false,
         ..MigrationConfig::default()
     };
-    assert!(moves(1, "i", &config).is_err(), "nobody noticed");
+    // The pause is shorter than the probe's interval, so some runs go unnoticed.
+    let noticed = (0..20).filter(|seed| moves(*seed, "i", &config).is_err());
+    assert!(noticed.count() > 0, "nobody noticed");
 }

@@ -20,7 +20,6 @@ pub struct Outside {
     pub outbox: Outbox,
     pub interrupt_at: Rc<Cell<u64>>,
     pub card_interrupt_at: Rc<Cell<u64>>,
-    pub ran_at: Rc<Cell<Option<u64>>>,
     /// RAM of the VM that was created last.
     pub ram: Rc<RefCell<Option<Arc<Ram>>>>,
     pub log: Rc<RefCell<Vec<String>>>,
@@ -92,7 +91,6 @@ impl Platform for Simulated {
                     Rc::clone(&self.now),
                     Rc::clone(&self.outside.interrupt_at),
                     Rc::clone(&self.outside.card_interrupt_at),
-                    Rc::clone(&self.outside.ran_at),
                 )
             })
             .collect();

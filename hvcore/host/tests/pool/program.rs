@@ -54,9 +54,11 @@ const AVAILABLE: u64 = 0x400;
 const USED: u64 = 0x800;
 const NET_HEADER: u64 = 12;
 
-/// Functions' configuration spaces and register windows.
-const CONFIG: u64 = 0xd000_0000;
-const MSIX_CONTROL: u64 = 0x84 + 2;
+/// Configuration mechanism 1 (PCI Local Bus 3.0, 3.2.2.3.2), and the functions' register windows.
+const CONFIG_ADDRESS: u16 = 0xcf8;
+const CONFIG_DATA: u16 = 0xcfc;
+const MSIX_CAPABILITY: u64 = 0x84;
+const MSIX_ENABLE: u64 = 1 << 15;
 const DISK: u64 = 0xe000_0000;
 const CARD: u64 = 0xe000_8000;
 const NOTIFY: u64 = 0x3000;
@@ -104,7 +106,8 @@ static SET_UP: LazyLock<Vec<Request>> = LazyLock::new(|| {
         (2, CARD, &[RECEIVE_RING, SEND_RING][..]),
     ] {
         steps.extend([
-            Request::Write(CONFIG + (slot << 15) + MSIX_CONTROL, 2, 1 << 15),
+            Request::Port(CONFIG_ADDRESS, 4, 1 << 31 | slot << 11 | MSIX_CAPABILITY),
+            Request::Port(CONFIG_DATA + 2, 2, MSIX_ENABLE),
             Request::Write(device + 0x14, 1, 0),
             Request::Write(device + 0x14, 1, 3),
             Request::Write(device + 0x08, 4, 1),

@@ -12,7 +12,7 @@ use vhd::{DiskKind, Footer, Uuid};
 use crate::{
     lab::{Client, Probe, Storage},
     platform::{Outside, Simulated},
-    program::{DISK_SECTORS, STATE, slot},
+    program::{DISK_SECTORS, ETHER_TYPE, STATE, slot},
     server::Server,
     wire::{Endpoint, LAB, Wire},
 };
@@ -62,9 +62,11 @@ pub struct World {
     pub probe: Probe,
     pub rng: fastrand::Rng,
     key: PoolKey,
-    /// Which host ran the guest last, and how often that changed.
+    /// Which host's guest was heard last, and how often that changed.
     runs_on: Option<usize>,
     pub moves: u32,
+    /// When a guest's frame last left a host.
+    pub spoke_at: [Option<u64>; 2],
     server_back_at: Option<u64>,
 }
 
@@ -121,6 +123,7 @@ impl World {
             key,
             runs_on: None,
             moves: 0,
+            spoke_at: [None; 2],
             server_back_at: None,
         }
     }
@@ -161,13 +164,13 @@ impl World {
         })
     }
 
-    /// Where the guest has run in the last moments.
+    /// Where a guest has answered the probe in the last moments. Nothing else shows that a copy is *the* guest: the
+    /// copy in a rehearsal runs too, but cannot be heard.
     pub fn running(&self) -> Vec<usize> {
         (0..2)
             .filter(|host| {
-                let ran = self.outside[*host].ran_at.get();
                 self.hosts[*host].is_some()
-                    && ran.is_some_and(|at| at + 20_000_000 > self.now.get())
+                    && self.spoke_at[*host].is_some_and(|at| at + 20_000_000 > self.now.get())
             })
             .collect()
     }
@@ -266,15 +269,16 @@ impl World {
             outside.card_interrupt_at.set(self.now.get() + INTERRUPT_NS);
             busy |= host.run_slice();
             next = next.min(host.next_deadline_ns().unwrap_or(u64::MAX));
-            let ran = outside.ran_at.get();
-            if ran.is_some_and(|at| at > now) && self.runs_on != Some(number) {
-                if self.runs_on.is_some() {
-                    self.moves += 1;
-                }
-                self.runs_on = Some(number);
-            }
             for (nic, frame) in outside.outbox.borrow_mut().drain(..) {
                 busy = true;
+                // An echo can only come from a guest that runs; announcements are the host's.
+                if nic == Nic::Session && frame[12..14] == ETHER_TYPE {
+                    self.spoke_at[number] = Some(self.now.get());
+                    if self.runs_on.is_some_and(|other| other != number) {
+                        self.moves += 1;
+                    }
+                    self.runs_on = Some(number);
+                }
                 self.wire.send(number, nic, frame, self.now.get());
             }
         }

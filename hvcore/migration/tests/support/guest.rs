@@ -60,6 +60,9 @@ pub struct Guest {
     pub built: bool,
     pub gone: bool,
     pub fail_rehearsal: bool,
+    /// Negative control: the pages changed by the rehearsal are not told.
+    pub conceal_spoilt: bool,
+    spoilt: Vec<u32>,
 }
 
 impl Guest {
@@ -79,6 +82,8 @@ impl Guest {
             built: false,
             gone: false,
             fail_rehearsal: false,
+            conceal_spoilt: false,
+            spoilt: Vec::new(),
         }
     }
 
@@ -158,6 +163,9 @@ impl SourceVm for Guest {
             }],
         }
     }
+    fn recent_frames(&mut self) -> Vec<(u8, Vec<u8>)> {
+        vec![(0, vec![1; 60])]
+    }
     fn settle(&mut self) {}
     fn stop(&mut self) {
         self.running = false;
@@ -209,12 +217,21 @@ impl DestinationVm for Guest {
     fn memory(&self) -> &GuestMemory {
         &self.memory
     }
-    fn rehearse(&mut self, snapshot: &Snapshot) -> Result<(), String> {
+    fn rehearse(&mut self, snapshot: &Snapshot, frames: Vec<(u8, Vec<u8>)>) -> Result<(), String> {
         if self.fail_rehearsal {
             return Err(String::from("this host does not know the state"));
         }
-        assert_eq!(snapshot.devices.len(), 1);
+        assert_eq!((snapshot.devices.len(), frames.len()), (1, 1));
+        // What the copy does to RAM.
+        self.spoilt = vec![1, 2, 7, PAGES as u32 - 1];
+        for page in &self.spoilt {
+            self.memory.load_page(*page as usize, &[0xee; PAGE_SIZE]);
+        }
         Ok(())
+    }
+    fn rehearsed(&mut self) -> Option<Vec<u32>> {
+        let all = std::mem::take(&mut self.spoilt);
+        Some(if self.conceal_spoilt { Vec::new() } else { all })
     }
     fn restore(&mut self, snapshot: &Snapshot, disks: &[Option<DiskState>]) -> Result<(), String> {
         self.counter = snapshot.vcpus[0].gprs[0];

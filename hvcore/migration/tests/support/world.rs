@@ -66,6 +66,7 @@ pub struct Setup {
     pub enforce_lease: bool,
     pub destination_key: [u8; 32],
     pub fail_rehearsal: bool,
+    pub conceal_spoilt: bool,
 }
 
 impl Setup {
@@ -83,6 +84,7 @@ impl Setup {
             enforce_lease: true,
             destination_key: [1; 32],
             fail_rehearsal: false,
+            conceal_spoilt: false,
         }
     }
 }
@@ -168,6 +170,7 @@ pub fn run(setup: &Setup) -> Result<Ended, String> {
     guests[SOURCE].running = true;
     guests[SOURCE].pending_epoch = Some(7);
     guests[DESTINATION].fail_rehearsal = setup.fail_rehearsal;
+    guests[DESTINATION].conceal_spoilt = setup.conceal_spoilt;
     let vm = VmConfig {
         id: [9; 16],
         name: String::from("guest"),

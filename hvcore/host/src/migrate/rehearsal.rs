@@ -1,0 +1,206 @@
+//! Running a copy of a guest that is about to arrive, so that its code is warm when it does.
+//!
+//! The copy runs in the RAM that has arrived so far, on the real vCPUs, with a machine whose requests nobody
+//! serves: what it sends, prints, reads from disk or writes there goes nowhere. Afterwards the machine is
+//! replaced by a new one, the vCPUs are loaded anew with the final state, and the pages that were changed are
+//! asked for again. A copy that goes astray, since its pages are not quite of one moment, is as good as one that
+//! does not.
+
+use alloc::{
+    collections::VecDeque,
+    string::{String, ToString},
+    vec::Vec,
+};
+
+use guest_memory::PageSet;
+use machine::{Machine, Outcome, vcpu::Vcpu as _};
+use migration::Snapshot;
+
+use super::arrival::load_vcpus;
+use crate::{
+    HostClock,
+    platform::{Platform, VmHardware},
+    vm::Guest,
+};
+
+/// How long the copy runs: the way from a frame's arrival to the answer, begun cold, a few times.
+const DURATION_NS: u64 = 40_000_000;
+
+/// Frames kept for a rehearsal: one of each kind that the guest has received lately.
+const MAX_RECENT: usize = 8;
+
+/// A copy of a guest that runs for a moment.
+pub(crate) struct Rehearsal {
+    until_ns: u64,
+    frames: VecDeque<(u8, Vec<u8>)>,
+    next_vcpu: usize,
+}
+
+impl Rehearsal {
+    /// Puts the copy into the guest's place.
+    pub fn begin<P: Platform>(
+        platform: &P,
+        guest: &mut Guest<P::Vm>,
+        snapshot: &Snapshot,
+        frames: Vec<(u8, Vec<u8>)>,
+    ) -> Result<Self, String> {
+        guest
+            .machine
+            .restore(&snapshot.devices)
+            .map_err(|error| error.to_string())?;
+        load_vcpus(guest, snapshot)?;
+        let saved = snapshot.vcpus.first().map_or(0, |vcpu| vcpu.tsc);
+        let offset = saved.wrapping_sub(platform.tsc());
+        for vcpu in 0..snapshot.vcpus.len() {
+            guest.hardware.vcpu(vcpu).set_tsc_offset(offset);
+        }
+        let nics = guest.machine.config().nics.len();
+        let known = frames
+            .into_iter()
+            .filter(|(nic, _)| usize::from(*nic) < nics);
+        Ok(Self {
+            until_ns: platform.now_ns() + DURATION_NS,
+            frames: known.collect(),
+            next_vcpu: 0,
+        })
+    }
+
+    /// Whether the copy has run long enough.
+    pub fn is_over(&self, now_ns: u64) -> bool {
+        self.until_ns <= now_ns
+    }
+
+    /// Runs it for a while. False when it has nothing to do at the moment.
+    pub fn run<P: Platform>(
+        &mut self,
+        platform: &mut P,
+        guest: &mut Guest<P::Vm>,
+        until_ns: u64,
+    ) -> bool {
+        let until_ns = until_ns.min(self.until_ns);
+        let vcpus = usize::from(guest.machine.config().vcpus);
+        let mut worked = false;
+        while platform.now_ns() < until_ns {
+            let machine = &mut guest.machine;
+            if let Some((nic, frame)) = self.frames.front()
+                && machine.deliver_frame(usize::from(*nic), frame)
+            {
+                self.frames.pop_front();
+            }
+            let Some(vcpu) = (0..vcpus)
+                .map(|step| (self.next_vcpu + step) % vcpus)
+                .find(|vcpu| machine.runnable(*vcpu, &HostClock(platform)))
+            else {
+                break;
+            };
+            self.next_vcpu = vcpu + 1;
+            worked = true;
+            let timer = machine.next_deadline_ns();
+            platform.interrupt_at(timer.unwrap_or(until_ns).min(until_ns));
+            let outcome = machine.run(vcpu, guest.hardware.vcpu(vcpu), &HostClock(platform));
+            while machine.next_frame().is_some() {}
+            while machine.next_disk_request().is_some() {}
+            machine.take_console_output();
+            match outcome {
+                Outcome::Halted | Outcome::Work | Outcome::TimerSet | Outcome::Yield => {}
+                // A card's interrupt, perhaps: look around.
+                Outcome::Interrupted => break,
+                Outcome::Reset { .. } | Outcome::PowerOff | Outcome::Misbehaved(_) => {
+                    self.until_ns = 0;
+                    break;
+                }
+            }
+        }
+        worked
+    }
+
+    /// When it has something to do again, or is over.
+    pub fn next_deadline_ns<H>(&self, guest: &Guest<H>) -> u64 {
+        let timer = guest.machine.next_deadline_ns();
+        timer.unwrap_or(self.until_ns).min(self.until_ns)
+    }
+
+    /// Takes the copy away; gives the guest with a new machine, and the pages to be asked for again.
+    pub fn end<P: Platform>(platform: &P, guest: Guest<P::Vm>) -> (Guest<P::Vm>, Vec<u32>) {
+        let Guest {
+            mut hardware,
+            machine,
+        } = guest;
+        let config = machine.config().clone();
+        let memory = machine.into_memory();
+        // Loading a page leaves no mark, so all marks are the copy's.
+        let mut spoilt = PageSet::new(memory.pages());
+        memory.harvest_into(&mut spoilt);
+        hardware.harvest_dirty(&mut spoilt);
+        let pages = spoilt
+            .iter()
+            .map(|page| u32::try_from(page).expect("guests have less than 16 TiB"))
+            .collect();
+        let machine = Machine::new(&config, memory, |leaf, subleaf| {
+            platform.cpuid(leaf, subleaf)
+        });
+        (Guest { hardware, machine }, pages)
+    }
+}
+
+/// The latest frame of each kind that a guest has received.
+#[derive(Default)]
+pub(crate) struct Recent(VecDeque<(u8, Vec<u8>)>);
+
+impl Recent {
+    /// Remembers a frame instead of an older one of its kind.
+    pub fn note(&mut self, nic: usize, frame: &[u8]) {
+        let Ok(nic) = u8::try_from(nic) else {
+            return;
+        };
+        let kind = kind_of(frame);
+        self.0
+            .retain(|(other, old)| *other != nic || kind_of(old) != kind);
+        if self.0.len() == MAX_RECENT {
+            self.0.pop_front();
+        }
+        self.0.push_back((nic, frame.to_vec()));
+    }
+
+    /// The frames, oldest first.
+    pub fn into_frames(self) -> Vec<(u8, Vec<u8>)> {
+        self.0.into()
+    }
+}
+
+/// EtherType, IP protocol and destination port, where the frame has them without IP options: good enough to tell
+/// what the guest does with it.
+fn kind_of(frame: &[u8]) -> [Option<&[u8]>; 3] {
+    [frame.get(12..14), frame.get(23..24), frame.get(36..38)]
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+
+    #[test]
+    fn the_latest_frame_of_each_kind_is_kept() {
+        let frame = |port: u8, content: u8| {
+            let mut frame = vec![0; 60];
+            frame[37] = port;
+            frame[50] = content;
+            frame
+        };
+        let mut recent = Recent::default();
+        for content in 0..3 {
+            recent.note(0, &frame(1, content));
+            recent.note(0, &frame(2, content));
+        }
+        recent.note(0, &[]);
+        let frames = recent.into_frames();
+        assert_eq!(frames, [(0, frame(1, 2)), (0, frame(2, 2)), (0, vec![])]);
+        let mut many = Recent::default();
+        for port in 0..20 {
+            many.note(0, &frame(port, 0));
+        }
+        let frames = many.into_frames();
+        assert_eq!((frames.len(), frames[7].1[37]), (MAX_RECENT, 19));
+    }
+}
