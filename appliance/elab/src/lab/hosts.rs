@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,16 +63,29 @@ impl Inner {
         text
     }
 
+    /// Leaves the settings where the host's QEMU finds them. They hold the pool's key, so they are for this user only.
+    fn write_settings(&self, spec: &HostSpec) -> std::io::Result<()> {
+        let path = self.folder.file(&format!("{}.conf", spec.name));
+        // The mode counts for a new file only.
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = fs::OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(0o600)
+            .open(path)?;
+        file.write_all(self.host_settings(spec).as_bytes())
+    }
+
     pub(crate) fn power_on(self: &Arc<Self>, host: &str) -> Result<()> {
         let spec = self.spec(host)?.clone();
         if self.lock().hosts[host].power != Power::Off {
             bail!("{host} has power already");
         }
-        fs::write(
-            self.folder.file(&format!("{host}.conf")),
-            self.host_settings(&spec),
-        )
-        .with_context(|| format!("cannot write the settings of {host}"))?;
+        self.write_settings(&spec)
+            .with_context(|| format!("cannot write the settings of {host}"))?;
         let log = self.folder.file(&format!("{host}.qemu.log"));
         let log =
             fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
