@@ -3,7 +3,10 @@
 //! Its lock is never held across anything that may panic, and a panic writes past it, so a report always gets
 //! out.
 
-use core::fmt::{self, Write};
+use core::{
+    fmt::{self, Write},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use spin::Mutex;
 use x86_64::instructions::port::Port;
@@ -15,6 +18,10 @@ const BASE: u16 = 0x3f8;
 const DATA_READY: u8 = 1;
 /// Line status: the transmit register is free.
 const TRANSMIT_EMPTY: u8 = 1 << 5;
+
+/// Bytes may wait. The port is read only then: under QEMU an access waits for the lock that the network
+/// cards' threads want too.
+static RECEIVED: AtomicBool = AtomicBool::new(false);
 
 static CONSOLE: Mutex<SerialPort> = Mutex::new(SerialPort);
 
@@ -67,10 +74,23 @@ pub fn enable_receive_interrupt() {
     CONSOLE.lock().write_register(1, 1);
 }
 
+/// The interrupt line was raised.
+pub fn interrupted() {
+    RECEIVED.store(true, Ordering::Relaxed);
+}
+
 /// A byte typed at the console, if any.
 pub fn receive() -> Option<u8> {
+    if !RECEIVED.load(Ordering::Relaxed) {
+        return None;
+    }
     let mut port = CONSOLE.lock();
-    (port.read_register(5) & DATA_READY != 0).then(|| port.read_register(0))
+    if port.read_register(5) & DATA_READY == 0 {
+        // The next byte raises the line again.
+        RECEIVED.store(false, Ordering::Relaxed);
+        return None;
+    }
+    Some(port.read_register(0))
 }
 
 /// Writes bytes as they are: a guest's console output.

@@ -30,7 +30,7 @@ pub fn caller(frame: u64) -> Option<(u64, u64)> {
 
 /// Whether the stack has stayed within its bounds: its lowest words are still zero.
 pub fn stack_is_sound() -> bool {
-    const WORDS: usize = 64;
+    const WORDS: usize = 8;
     let end = (&raw const boot_stack_end) as u64;
     let lowest = (end - STACK_BYTES) as *const u64;
     // SAFETY: the words are inside the boot stack, which is always mapped; volatile, since the

@@ -2,7 +2,8 @@
 
 use core::arch::global_asm;
 
-use super::{SPURIOUS_VECTOR, apic};
+use super::{CONSOLE_VECTOR, SPURIOUS_VECTOR, apic};
+use crate::serial;
 use spin::Once;
 use x86_64::{VirtAddr, instructions::tables::lidt, structures::DescriptorTablePointer};
 
@@ -79,7 +80,12 @@ extern "C" fn handle_interrupt(frame: &Frame) {
     match frame.vector {
         0..32 => exception(frame),
         vector if vector == u64::from(SPURIOUS_VECTOR) => {}
-        _ => apic::end_of_interrupt(),
+        vector => {
+            if vector == u64::from(CONSOLE_VECTOR) {
+                serial::interrupted();
+            }
+            apic::end_of_interrupt();
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! Interrupts: the IDT, the controllers, and what each vector means.
 //!
 //! Interrupts are off except in [`wait`], in [`take_pending`] and while a guest runs, so a handler never
-//! interrupts anything that holds a lock or is half done. A handler does nothing but end the interrupt:
-//! its meaning is "look again", and the main loop looks at all its sources each time round.
+//! interrupts anything that holds a lock or is half done. A handler hardly does more than end the interrupt: its
+//! meaning is "look again", and the main loop looks at the rings and clocks each time round. Only the console
+//! is remembered, since looking there is not free.
 
 pub mod apic;
 mod idt;
