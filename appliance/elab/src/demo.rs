@@ -131,7 +131,7 @@ fn act(
     ));
     wait(lab, rhythm.quiet)?;
     for number in 1..=arguments.migrations {
-        let to = if number % 2 == 1 { "h2" } else { "h1" };
+        let to = if guest_is_on(lab, "h1")? { "h2" } else { "h1" };
         let begun = Instant::now();
         let result = lab.execute(&Command::VmMigrate {
             vm: GUEST.into(),
@@ -165,6 +165,17 @@ fn act(
         }
     ));
     Ok(())
+}
+
+/// Where the guest is: a migration that failed has left it where it was.
+fn guest_is_on(lab: &Lab, host: &str) -> Result<bool> {
+    let status = lab.execute(&Command::Status)?;
+    let vms = status["vms"]
+        .as_array()
+        .context("the lab's status lists no VMs")?;
+    Ok(vms
+        .iter()
+        .any(|vm| vm["name"] == GUEST && vm["host"] == host))
 }
 
 /// Waits, unless the lab is told to end.

@@ -174,6 +174,8 @@ pub enum Event {
     /// The guest's own first frame after its first instruction on a host (announcements are the hypervisor's
     /// and do not count).
     FirstFrame { vm: String, host: String },
+    /// The guest idles for the first time after its first frame: it has caught up with what had waited for it.
+    CaughtUp { vm: String, host: String },
     /// A fault was put on a link or taken off.
     LinkFault { link: String, fault: String },
     /// The session with the guest is open.

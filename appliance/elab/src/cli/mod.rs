@@ -226,7 +226,7 @@ pub struct DemoArguments {
     /// it has nothing else to do
     #[arg(long, value_name = "HZ", default_value_t = DEFAULT_PROBE_HZ, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub probe_hz: u32,
-    /// Compare the guest's memory on both sides at every migration (adds to the pause)
+    /// Compare the guest's memory on both sides at every migration (adds seconds to the pause)
     #[arg(long)]
     pub verify: bool,
 }
@@ -317,7 +317,7 @@ pub enum VmAction {
         vm: String,
         /// Where to
         to: String,
-        /// Compare its memory on both sides (adds to the pause)
+        /// Compare its memory on both sides (adds seconds to the pause)
         #[arg(long)]
         verify: bool,
     },

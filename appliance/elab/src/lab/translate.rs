@@ -78,6 +78,13 @@ impl Inner {
                         host,
                     }
                 }
+                HostEvent::CaughtUp { vm } => {
+                    let (vm, _) = state.vm_by_id(vm)?;
+                    Event::CaughtUp {
+                        vm: vm.into(),
+                        host,
+                    }
+                }
                 HostEvent::Stopped { vm, reason } => {
                     let (vm, entry) = state.vm_by_id(vm)?;
                     let words = stop_words(&reason);
