@@ -15,8 +15,10 @@ mod clock;
 pub mod fabric;
 pub mod framing;
 pub mod link;
+mod network;
 mod ports;
 mod switch;
+mod worker;
 
 pub use clock::LabClock;
 pub use fabric::{Fabric, FabricEvent, MacAddress, PortCounters, PortId};
