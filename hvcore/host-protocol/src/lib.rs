@@ -380,6 +380,12 @@ pub enum HostEvent {
         /// Which VM.
         vm: VmId,
     },
+    /// The guest idles for the first time after [`Self::FirstFrame`]: it has caught up with what waited for it while
+    /// it was stopped.
+    CaughtUp {
+        /// Which VM.
+        vm: VmId,
+    },
     /// A migration's phase begins.
     Migration {
         /// Which VM.

@@ -239,7 +239,8 @@ impl<P: Platform> Host<P> {
         };
         self.vms[index].cpu_ns += ran_ns;
         match outcome {
-            Outcome::Interrupted | Outcome::Halted | Outcome::Work | Outcome::TimerSet => {}
+            Outcome::Interrupted | Outcome::Work | Outcome::TimerSet => {}
+            Outcome::Halted => self.report_catch_up(index),
             Outcome::Yield => self.scheduler.yield_now(vcpu),
             Outcome::PowerOff => self.guest_powered_off(index),
             Outcome::Reset { cause } => {
@@ -252,6 +253,15 @@ impl<P: Platform> Host<P> {
             Outcome::Misbehaved(what) => self.guest_misbehaved(index, what),
         }
         true
+    }
+
+    fn report_catch_up(&mut self, index: usize) {
+        let vm = &mut self.vms[index];
+        if vm.awaits_catch_up && !vm.awaits_first_frame {
+            vm.awaits_catch_up = false;
+            let event = HostEvent::CaughtUp { vm: vm.config.id };
+            self.report(event);
+        }
     }
 
     fn run_vcpu(&mut self, vcpu: VcpuId, slice_end_ns: u64) -> Outcome {

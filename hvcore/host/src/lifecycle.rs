@@ -319,6 +319,7 @@ impl<P: Platform> Host<P> {
                 vm.stage = Stage::Running(Guest { hardware, machine });
                 vm.awaits_first_instruction = true;
                 vm.awaits_first_frame = true;
+                vm.awaits_catch_up = true;
                 let asker = vm.asker.take();
                 self.connect(index);
                 self.report_state(index);

@@ -162,6 +162,8 @@ pub(crate) struct Vm<H> {
     pub awaits_first_instruction: bool,
     /// Its first frame on this host has not been seen yet.
     pub awaits_first_frame: bool,
+    /// It has not idled since its first frame on this host.
+    pub awaits_catch_up: bool,
 }
 
 impl<H> Vm<H> {
@@ -180,6 +182,7 @@ impl<H> Vm<H> {
             asker,
             awaits_first_instruction: true,
             awaits_first_frame: true,
+            awaits_catch_up: true,
         }
     }
 

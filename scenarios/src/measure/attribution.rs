@@ -59,11 +59,11 @@ pub const PIECES: [(&str, &str); 10] = [
     ),
     (
         "guest catch-up",
-        "the guest runs with cold caches (in emulation: its code is translated anew) until its first frame",
+        "the guest works off what had waited, with cold caches (in emulation: its code is translated anew), until it first idles",
     ),
     (
         "delivery",
-        "from the guest's first frame to the probe's first answer, no more than usual",
+        "from then to the probe's first answer, no more than usual",
     ),
 ];
 
@@ -91,7 +91,10 @@ pub fn attribute(silence: Window, migration: &Migration, usual_ns: u64) -> Optio
         ),
         (
             "delivery",
-            migration.first_frame_ns.unwrap_or(first_instruction),
+            migration
+                .caught_up_ns
+                .or(migration.first_frame_ns)
+                .unwrap_or(first_instruction),
         ),
     ];
     let mut pieces = Vec::new();
@@ -162,6 +165,7 @@ mod tests {
             first_instruction: Some((first_instruction * MS, 0)),
             first_frame_ns: Some(first_frame * MS),
             relearnt_ns: Some(111 * MS),
+            caught_up_ns: None,
             rounds: Vec::new(),
             hashes: [None, None],
         }
@@ -201,6 +205,19 @@ mod tests {
         assert_eq!(found.unattributed_ns, (7 + 197) * MS);
         assert_eq!(named(&found, "pre-copy"), 40);
         assert_eq!(named(&found, "guest catch-up"), 28);
+    }
+
+    #[test]
+    fn a_guest_that_has_spoken_may_still_be_catching_up() {
+        let mut busy = migration(112, 120);
+        busy.caught_up_ns = Some(150 * MS);
+        let silence = Window {
+            start_ns: 98 * MS,
+            end_ns: 142 * MS,
+        };
+        let found = attribute(silence, &busy, 3 * MS).unwrap();
+        assert_eq!(named(&found, "guest catch-up"), 30);
+        assert_eq!(found.unattributed_ns, 0);
     }
 
     #[test]

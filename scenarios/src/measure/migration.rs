@@ -55,6 +55,8 @@ pub struct Migration {
     pub first_instruction: Option<(u64, u64)>,
     /// The guest's own first frame from the destination.
     pub first_frame_ns: Option<u64>,
+    /// When the guest had caught up at the destination: the first time it idled.
+    pub caught_up_ns: Option<u64>,
     /// When the switch had learnt that the guest is behind the destination's port.
     pub relearnt_ns: Option<u64>,
     /// Rounds in order.
@@ -88,6 +90,7 @@ impl Migration {
                     first_instruction: None,
                     first_frame_ns: None,
                     relearnt_ns: None,
+                    caught_up_ns: None,
                     rounds: Vec::new(),
                     hashes: [None, None],
                 });
@@ -167,6 +170,10 @@ impl Migration {
             .min();
         self.first_frame_ns = signs()
             .filter(|record| matches!(&record.event, Event::FirstFrame { vm, host } if *vm == self.vm && *host == self.to))
+            .map(|record| record.t_ns)
+            .min();
+        self.caught_up_ns = signs()
+            .filter(|record| matches!(&record.event, Event::CaughtUp { vm, host } if *vm == self.vm && *host == self.to))
             .map(|record| record.t_ns)
             .min();
         self.relearnt_ns = signs()

@@ -338,10 +338,16 @@ fn quiet_windows(records: &[Record], migrations: &[migration::Migration]) -> Vec
 /// The last quiet stretch before a moment, no longer than `len_ns`: a longest silence grows with the time in which it is looked
 /// for, so only stretches of the same length compare.
 fn baseline(quiet: &[Window], before_ns: u64, len_ns: u64) -> Option<Window> {
-    let window = quiet
-        .iter()
-        .rev()
-        .find(|window| window.end_ns <= before_ns)?;
+    let before = || {
+        quiet
+            .iter()
+            .rev()
+            .filter(|window| window.end_ns <= before_ns)
+    };
+    // Where migrations follow one another closely, the last stretch that is long enough lies further back.
+    let window = before()
+        .find(|window| window.len_ns() >= len_ns)
+        .or_else(|| before().max_by_key(|window| window.len_ns()))?;
     Some(Window {
         start_ns: window.start_ns.max(window.end_ns.saturating_sub(len_ns)),
         end_ns: window.end_ns,
