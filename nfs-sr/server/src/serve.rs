@@ -133,6 +133,7 @@ pub fn serve(options: ServeOptions) -> Result<()> {
         export: options.export.clone(),
         metrics: metrics.map(|address| address.to_string()),
     });
+    running.begin();
     let reason = running.wait()?;
     events.report(&Event::Stopped { reason });
     Ok(())
@@ -171,6 +172,8 @@ struct Running {
     end: Sender<Ended>,
     mailboxes: Vec<Arc<Mailbox>>,
     threads: Vec<JoinHandle<()>>,
+    /// Dropped when the loops may begin: nothing is served, or reported, before the server says that it is ready.
+    held: Vec<Sender<()>>,
 }
 
 enum Ended {
@@ -197,6 +200,7 @@ impl Running {
             end,
             mailboxes: Vec::new(),
             threads: Vec::new(),
+            held: Vec::new(),
         })
     }
 
@@ -209,6 +213,8 @@ impl Running {
         run: fn(T, &AtomicBool) -> io::Result<()>,
     ) -> Result<()> {
         let (made, is_made) = channel();
+        let (held, begin) = channel::<()>();
+        self.held.push(held);
         let (stop, end) = (self.stop.clone(), self.end.clone());
         self.threads.push(
             thread::Builder::new()
@@ -216,6 +222,8 @@ impl Running {
                 .spawn(move || match new() {
                     Ok(transport) => {
                         let _ = made.send(Ok(mailbox(&transport)));
+                        // An error: the other end is dropped, and that is the sign.
+                        let _ = begin.recv();
                         let _ = end.send(Ended::Transport(name, run(transport, &stop)));
                     }
                     Err(error) => drop(made.send(Err(error))),
@@ -227,6 +235,11 @@ impl Running {
         self.mailboxes
             .push(mailbox.with_context(|| format!("cannot serve on {name}"))?);
         Ok(())
+    }
+
+    /// Lets the loops begin.
+    fn begin(&mut self) {
+        self.held.clear();
     }
 
     /// Waits for the end, has every loop finish, and says what ended it.
