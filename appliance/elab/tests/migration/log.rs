@@ -28,7 +28,7 @@ impl Log {
             .collect()
     }
 
-    pub fn events(&self) -> impl DoubleEndedIterator<Item = Event> {
+    pub fn events(&self) -> impl DoubleEndedIterator<Item = Event> + use<> {
         self.records().into_iter().map(|record| record.event)
     }
 

@@ -65,9 +65,7 @@ impl RealLab {
             _turn: turn,
         };
         this.start_guest("h1").unwrap();
-        this.lab
-            .wait_for_console(GUEST, images::guest::READY, PATIENCE)
-            .unwrap();
+        this.wait_for_console(0);
         this
     }
 
@@ -107,7 +105,11 @@ impl RealLab {
     pub fn power_on(&self, host: &str) {
         let command = Command::HostPowerOn { host: host.into() };
         self.lab.execute(&command).unwrap();
-        self.wait_for_status(&format!("{host} is up"), |status| {
+        self.wait_until_reachable(host);
+    }
+
+    pub fn wait_until_reachable(&self, host: &str) {
+        self.wait_for_status(&format!("{host} can be reached"), |status| {
             let hosts = status["hosts"].as_array().unwrap();
             hosts
                 .iter()
@@ -146,6 +148,34 @@ impl RealLab {
         while !holds(&self.lab.execute(&Command::Status).unwrap()) {
             assert!(Instant::now() < deadline, "not in time: {what}");
             std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// How much the guest's console has shown.
+    pub fn console_length(&self) -> usize {
+        self.console().len()
+    }
+
+    /// Waits until the guest says, after so much console output, that it is ready.
+    pub fn wait_for_console(&self, after: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        let ready = images::guest::READY.as_bytes();
+        while !self.console()[after..]
+            .windows(ready.len())
+            .any(|shown| shown == ready)
+        {
+            assert!(Instant::now() < deadline, "the guest did not boot in time");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn console(&self) -> Vec<u8> {
+        let file = self.lab.folder().join(format!("{GUEST}.console.log"));
+        match std::fs::read(file) {
+            Ok(shown) => shown,
+            // It has shown nothing yet.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => panic!("{error}"),
         }
     }
 
