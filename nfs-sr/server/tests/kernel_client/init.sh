@@ -49,7 +49,12 @@ for i in $(seq 6); do same busy-$i /tmp/big || failed=1; done
 check busy-content [ $failed = 0 ]
 
 # Tools that were brought along.
-if [ -x /tools/fsx ]; then mkdir /mnt/fsx; check fsx /tools/fsx -N 1000 /mnt/fsx/file > /tmp/fsx.log; tail -1 /tmp/fsx.log; fi
+if [ -x /tools/fsx ]; then mkdir /mnt/fsx; check fsx /tools/fsx -N 1000 /mnt/fsx/file > /tmp/fsx.log 2>&1; grep -E "^(PASS|FAIL)" /tmp/fsx.log; fi
+if [ -x /tools/pjdfstest ]; then
+    mkdir -m 755 /mnt/posix
+    /tools/pjdfstest -c /etc/pjdfstest.toml -p /mnt/posix > /tmp/posix.log 2>&1
+    grep -E "FAILED$|^Summary" /tmp/posix.log
+fi
 cd /; check unmount umount /mnt
 echo END
 poweroff -f
