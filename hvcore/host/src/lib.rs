@@ -215,11 +215,7 @@ impl<P: Platform> Host<P> {
             })
         });
         let Some((vcpu, contended)) = picked else {
-            return self.run_background()
-                || self.run_hash()
-                || self.arrivals_busy
-                || self.management.is_due()
-                || self.storage.stack.is_due();
+            return self.run_background() || self.run_hash() || self.arrivals_busy;
         };
         // Guests first: the rest gets its turn after a whole slice of theirs.
         if self.guests_ran_ns >= SLICE_NS {

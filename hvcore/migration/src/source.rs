@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Bytes made ready for the socket beyond its own buffer.
-const MAX_UNSENT: usize = 512 << 10;
+const MAX_UNSENT: usize = 128 << 10;
 
 /// A round that leaves more than this share of its predecessor's dirty pages has not got closer.
 const PROGRESS_NUMERATOR: usize = 3;
@@ -307,7 +307,8 @@ impl Source {
     #[must_use]
     pub fn wants_cpu(&self) -> bool {
         match self.state {
-            State::Copying { .. } => self.unsent.len() - self.sent < MAX_UNSENT,
+            // The message that is being filled cannot leave yet, so it does not count.
+            State::Copying { .. } => self.writer.finished(&self.unsent) - self.sent < MAX_UNSENT,
             State::Hashing(_) => true,
             _ => false,
         }

@@ -23,10 +23,11 @@ use crate::{
     vm::{Asker, Guest, Stage, Vm},
 };
 
-/// Half a second of a slow link; and a full one leaves no bigger burst than a guest can wait for.
+/// What the link takes in a round trip. More would only wait in line, and the guest with it: a full buffer is sent
+/// in one go.
 const BUFFERS: Buffers = Buffers {
     receive: 64 << 10,
-    send: 512 << 10,
+    send: 256 << 10,
     timeout_ms: LINK_TIMEOUT_MS,
 };
 

@@ -26,10 +26,6 @@ const ETHERNET_HEADER: usize = 14;
 /// in about this time.
 const RING_FULL_RETRY_NS: u64 = 100_000;
 
-/// A full send buffer is a hundred frames, whose checksums and copies take milliseconds: a guest that has
-/// something to do must not wait for all of them.
-const SEND_NS: u64 = 500_000;
-
 /// First local port for outgoing connections (RFC 6335, dynamic ports).
 const FIRST_DYNAMIC_PORT: u16 = 49_152;
 
@@ -213,8 +209,7 @@ impl Stack {
         self.due |= result != PollIngressSingleResult::None;
     }
 
-    /// Sends what is to be sent now, or as much of it as can be done in [`SEND_NS`]. Cheap when there is
-    /// nothing.
+    /// Sends what is to be sent now. Cheap when there is nothing.
     pub fn poll<P: Platform>(&mut self, platform: &mut P) {
         let now_ns = platform.now_ns();
         if !self.due && self.deadline_ns.is_none_or(|deadline| now_ns < deadline) {
@@ -233,12 +228,7 @@ impl Stack {
             .interface
             .poll_egress(now, &mut card, &mut self.sockets)
             == PollResult::SocketStateChanged
-        {
-            if card.platform.now_ns() >= now_ns + SEND_NS {
-                self.due = true;
-                return;
-            }
-        }
+        {}
         self.deadline_ns = self.interface.poll_at(now, &self.sockets).map(|at| {
             let at_ns = u64::try_from(at.total_micros()).unwrap_or(0) * 1000;
             if at_ns > now_ns {
@@ -249,14 +239,9 @@ impl Stack {
         });
     }
 
-    /// Whether the last [`Self::poll`] left something for the next.
-    pub fn is_due(&self) -> bool {
-        self.due
-    }
-
-    /// When [`Self::poll`] must be called at the latest, apart from what [`Self::is_due`] says.
+    /// When [`Self::poll`] must be called at the latest.
     pub fn next_deadline_ns(&self) -> Option<u64> {
-        self.deadline_ns
+        if self.due { Some(0) } else { self.deadline_ns }
     }
 }
 
