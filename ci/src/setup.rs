@@ -38,6 +38,11 @@ const NEEDS: &[(&str, &str)] = &[
     ("zstd", "zstd"),
     // Tests: reference tools, and the spreadsheet on a terminal.
     ("iasl", "acpica-tools"),
+    ("nfs-ls", "libnfs-utils"),
+    (
+        "/usr/lib/x86_64-linux-gnu/qemu/block-nfs.so",
+        "qemu-block-extra",
+    ),
     ("sc", "sc"),
     ("script", "bsdutils"),
     ("ssh", "openssh-client"),
