@@ -34,6 +34,9 @@ fn twenty_migrations_lose_nothing() {
     let status = run_demo(&[
         "--migrations",
         &MIGRATIONS.to_string(),
+        // So few that the guest's socket holds what comes while a busy machine lets the guest wait.
+        "--probe-hz",
+        "50",
         "--json",
         json.to_str().unwrap(),
     ]);
@@ -120,7 +123,7 @@ fn memory_is_equal_on_both_sides() {
         Event::ProbeSamples { answers_ns, .. } => Some(answers_ns),
         _ => None,
     });
-    // Some are lost: while the guest is stopped for so long, more arrive than a queue holds.
+    // Comparing stops the guest for seconds, and the queues before it are bounded: not every datagram has an answer here.
     let answered = answers.flatten().flatten().count();
     assert!(answered > 0, "the guest received nothing");
     // A hash that is always the same would be equal too.
