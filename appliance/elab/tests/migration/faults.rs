@@ -1,8 +1,8 @@
 //! Faults at phases of a migration, triggered by what the lab's log says.
 //!
-//! Covered here: the destination pulled in pre-copy and while it is to take the lease; the management network cut in
-//! pre-copy and with the guest stopped; the storage server killed in pre-copy; the source pulled in pre-copy and after the commit
-//! point. A phase may be over before its fault strikes: that is printed, and what must hold then is checked.
+//! Covered here: the destination pulled, the management network cut, and the storage server killed, each in pre-copy and with the
+//! guest stopped; the source pulled in pre-copy and after the commit point. A phase may be over before its fault strikes: that is
+//! printed, and what must hold then is checked.
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -213,6 +213,21 @@ fn faults_at_phases_leave_one_guest_and_say_what_happened() {
     let mut way = if cut.committed { ["h2", "h1"] } else { way };
     assert_goes_on(&lab, way[0]);
 
+    // The destination loses power with the guest stopped there too.
+    let [from, to] = way;
+    let pulled = strike(
+        &lab,
+        "destination pulled with the guest stopped",
+        way,
+        (source, Phase::DeviceState),
+        true,
+        || lab.pull(to),
+    );
+    assert!(pulled.before_commit && !pulled.committed);
+    assert_is_a_sentence(&pulled.error, way);
+    assert_goes_on(&lab, from);
+    lab.power_on(to);
+
     // The storage server is killed in pre-copy, and starts again.
     let killed = strike(
         &lab,
@@ -222,6 +237,38 @@ fn faults_at_phases_leave_one_guest_and_say_what_happened() {
         false,
         || {
             lab.kill_storage();
+            lab.start_storage();
+        },
+    );
+    assert!(killed.before_commit);
+    if killed.committed {
+        way.reverse();
+    } else {
+        assert_is_a_sentence(&killed.error, way);
+    }
+    assert_goes_on(&lab, way[0]);
+
+    // It is not there when the destination is to take the lease, and comes a moment later.
+    let killed = strike(
+        &lab,
+        "storage killed with the guest stopped",
+        way,
+        (source, Phase::DeviceState),
+        true,
+        || {
+            let log = lab.log();
+            let from = log.records().len();
+            lab.kill_storage();
+            let takes = |event: &Event| {
+                matches!(
+                    event,
+                    Event::MigrationPhase {
+                        phase: Phase::LeaseHandOver | Phase::Aborted,
+                        ..
+                    }
+                )
+            };
+            log.wait(from, PATIENCE, takes, || false);
             lab.start_storage();
         },
     );
