@@ -11,6 +11,7 @@ use lab_protocol::Event;
 
 use super::Inner;
 use super::state::{GaveUp, Move, State};
+use crate::control::CallError;
 use crate::network::MANAGEMENT;
 
 /// A host reads kernel and initial RAM disk from the storage server before it answers a start.
@@ -18,6 +19,8 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 /// A guest that is asked to shut down may take its time.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A destination whose source has died takes the disk's lease and resumes, or finds that it has not all of the guest.
+const TAKE_OVER: Duration = Duration::from_secs(5);
 
 impl Inner {
     fn no_vm(state: &State, vm: &str) -> anyhow::Error {
@@ -143,10 +146,21 @@ impl Inner {
             destination: MANAGEMENT.host_address(destination).octets(),
             config,
         };
-        let result = source
-            .call(command, patience)
-            .map_err(anyhow::Error::from)
-            .and_then(|_| self.wait_for_arrival(vm, to));
+        let result = match source.call(command, patience) {
+            Ok(_) => self.wait_for_arrival(vm, to, PATIENCE).map_err(|error| {
+                error.context(format!("{from} let go, but {to} does not say that it runs"))
+            }),
+            // Past the commit point the guest is the destination's, whatever becomes of the source.
+            Err(CallError::Disconnected(_)) => {
+                self.wait_for_arrival(vm, to, TAKE_OVER).map_err(|error| {
+                    error.context(format!(
+                        "{from} was lost before the guest had become {to}'s, and the guest with it; \
+                         start it again with: elab vm start {vm} {to}"
+                    ))
+                })
+            }
+            Err(error) => Err(error.into()),
+        };
         let error = result
             .as_ref()
             .err()
@@ -167,9 +181,9 @@ impl Inner {
             .with_context(|| format!("migration {number} of \"{vm}\" from {from} to {to} failed"))
     }
 
-    /// The source says that it is done; the destination's own word comes on another connection.
-    fn wait_for_arrival(&self, vm: &str, to: &str) -> Result<()> {
-        let arrived = self.wait(PATIENCE, |state| {
+    /// The destination's own word that the guest runs there: it comes on another connection than the source's.
+    fn wait_for_arrival(&self, vm: &str, to: &str, patience: Duration) -> Result<()> {
+        let arrived = self.wait(patience, |state| {
             let entry = &state.vms[vm];
             (entry.host.as_deref() == Some(to)).then_some(entry.config.id)
         });
@@ -181,7 +195,7 @@ impl Inner {
                 Ok(())
             }
             Err(GaveUp::Stopping) => bail!("interrupted"),
-            Err(GaveUp::Deadline) => bail!("the source let go, but {to} does not say that it runs"),
+            Err(GaveUp::Deadline) => bail!("no sign of it within {} s", patience.as_secs()),
         }
     }
 
