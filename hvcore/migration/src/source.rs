@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Bytes made ready for the socket beyond its own buffer.
-const MAX_UNSENT: usize = 128 << 10;
+const MAX_UNSENT: usize = 256 << 10;
 
 /// A round that leaves more than this share of its predecessor's dirty pages has not got closer.
 const PROGRESS_NUMERATOR: usize = 3;

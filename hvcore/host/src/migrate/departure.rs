@@ -27,7 +27,7 @@ use crate::{
 /// in one go.
 const BUFFERS: Buffers = Buffers {
     receive: 64 << 10,
-    send: 256 << 10,
+    send: 512 << 10,
     timeout_ms: LINK_TIMEOUT_MS,
 };
 
