@@ -214,6 +214,11 @@ impl<P: Platform> Host<P> {
             let why = "the guest ended before it had moved".to_string();
             departure.source.on_guest_gone(now, why);
         } else {
+            // What came in one batch with the announcement came before it: it goes along, before the announcement ends
+            // the forwarding.
+            if departure.source.takes_frames() {
+                self.forward_frames(departure);
+            }
             let mut vm = DepartingVm {
                 host: self,
                 vm: departure.vm,

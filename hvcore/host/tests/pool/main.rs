@@ -6,7 +6,10 @@ mod lab;
 mod platform;
 mod program;
 #[path = "../../../vdi/tests/simulation/server.rs"]
-#[allow(dead_code, reason = "the model serves several crates, each of which uses a part")]
+#[allow(
+    dead_code,
+    reason = "the model serves several crates, each of which uses a part"
+)]
 mod server;
 mod wire;
 mod world;
