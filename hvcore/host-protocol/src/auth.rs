@@ -28,6 +28,10 @@ pub enum Purpose {
     MigrationSource,
     /// The destination of a migration, to its source.
     MigrationDestination,
+    /// A host's heartbeat, to the others.
+    Heartbeat,
+    /// A host's slot in the statefile.
+    Statefile,
 }
 
 impl Purpose {
@@ -37,6 +41,8 @@ impl Purpose {
             Self::ControlHost => b"host",
             Self::MigrationSource => b"migration source",
             Self::MigrationDestination => b"migration destination",
+            Self::Heartbeat => b"heartbeat",
+            Self::Statefile => b"statefile",
         }
     }
 }
@@ -95,6 +101,34 @@ impl PoolKey {
         self.hmac(purpose, client, server)
             .verify_slice(proof)
             .is_ok()
+    }
+}
+
+impl PoolKey {
+    /// The seal for messages of one purpose that stand alone, outside any connection.
+    #[must_use]
+    pub fn seal(&self, purpose: Purpose) -> Seal {
+        let mut hmac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes any key length");
+        hmac.update(purpose.label());
+        Seal(hmac)
+    }
+}
+
+/// Proves that a message comes from the pool. What makes it worthless another time must be in the message.
+#[derive(Clone)]
+pub struct Seal(Hmac<Sha256>);
+
+impl Seal {
+    /// The proof for a message.
+    #[must_use]
+    pub fn prove(&self, message: &[u8]) -> Proof {
+        self.0.clone().chain_update(message).finalize().into_bytes().into()
+    }
+
+    /// Whether a proof that arrived is right, in a time that does not depend on where it is wrong.
+    #[must_use]
+    pub fn accepts(&self, message: &[u8], proof: &Proof) -> bool {
+        self.0.clone().chain_update(message).verify_slice(proof).is_ok()
     }
 }
 

@@ -159,6 +159,8 @@ mod tests {
         let mut out = vec![1, 2];
         let notice = Notice::Console {
             vm: [0; 16],
+            stay: 0,
+            position: 0,
             bytes: vec![0; MAX_MESSAGE],
         };
         assert!(matches!(

@@ -24,7 +24,7 @@ pub const PORT: u16 = 7000;
 /// TCP port on which a host takes in migrating VMs.
 pub const MIGRATION_PORT: u16 = 7001;
 /// Version of this protocol; a host refuses another.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Longest message either side accepts.
 pub const MAX_MESSAGE: usize = 1 << 20;
 
@@ -74,18 +74,25 @@ pub struct MigrationConfig {
     pub max_rounds: u32,
     /// Give up, with the guest running on at the source, after so many milliseconds.
     pub timeout_ms: u32,
-    /// Announce the guest's MAC address on the destination. Off only as a negative control.
-    pub announce: bool,
-    /// Hand frames that reach the source after the stop to the destination. Off only as a
-    /// negative control.
-    pub forward: bool,
-    /// Count the hypervisor's own writes as dirty. Off only as a negative control.
-    pub track_device_writes: bool,
     /// Run a copy of the guest on the destination for a moment before the stop, with everything it
     /// sends or writes thrown away, so that its code is warm there.
     pub rehearse: bool,
     /// Hash all guest RAM on both sides, after the last page and before the guest runs again.
     pub verify: bool,
+    /// What a test leaves out.
+    pub controls: NegativeControls,
+}
+
+/// Protections that a migration goes without, so that a test shows what they protect from. For tests
+/// only: by default all of them are in place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NegativeControls {
+    /// The destination does not announce the guest's MAC address.
+    pub no_announce: bool,
+    /// Frames that reach the source after the stop are not handed to the destination.
+    pub no_forward: bool,
+    /// The hypervisor's own writes to guest memory do not count as dirty.
+    pub no_device_marks: bool,
 }
 
 impl Default for MigrationConfig {
@@ -94,11 +101,9 @@ impl Default for MigrationConfig {
             stop_pages: 48,
             max_rounds: 30,
             timeout_ms: 60_000,
-            announce: true,
-            forward: true,
-            track_device_writes: true,
             rehearse: true,
             verify: false,
+            controls: NegativeControls::default(),
         }
     }
 }
@@ -208,10 +213,15 @@ pub enum Notice {
         /// What.
         event: HostEvent,
     },
-    /// Console output of a VM.
+    /// Console output of a VM. Who attaches anew gets what is kept once more; `stay` and `position` tell what of it is
+    /// known already.
     Console {
         /// Which VM.
         vm: VmId,
+        /// Numbers the VM's stay on this host; each start and each arrival is another.
+        stay: u32,
+        /// Position of the first byte in all that it has printed during that stay.
+        position: u64,
         /// The bytes.
         bytes: Vec<u8>,
     },

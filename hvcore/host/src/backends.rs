@@ -1,7 +1,7 @@
 //! Serving the guests' devices: disk requests to storage, frames through the bridge, console output to
 //! whoever is attached.
 
-use host_protocol::HostEvent;
+use host_protocol::{HostEvent, Notice};
 use machine::DiskOp;
 use vdi::Op;
 
@@ -110,10 +110,17 @@ impl<P: Platform> Host<P> {
         if output.is_empty() {
             return;
         }
-        vm.console.push(&output);
-        let id = vm.config.id;
+        let mut position = vm.console.push(&output);
+        let (id, stay) = (vm.config.id, vm.number);
         for piece in output.chunks(CONSOLE_PIECE) {
-            self.control.console(id, piece);
+            let notice = Notice::Console {
+                vm: id,
+                stay,
+                position,
+                bytes: piece.to_vec(),
+            };
+            self.control.console(id, &notice);
+            position += piece.len() as u64;
         }
     }
 

@@ -4,7 +4,9 @@ use alloc::{format, string::String, vec::Vec};
 
 use core::net::Ipv4Addr;
 
-use host_protocol::{Command, HostStatus, Reply, Request, StopReason, VmId, VmState, VmStatus};
+use host_protocol::{
+    Command, HostStatus, Notice, Reply, Request, StopReason, VmId, VmState, VmStatus,
+};
 
 use migration::MemoryHash;
 
@@ -174,8 +176,14 @@ impl<P: Platform> Host<P> {
 
     fn attach_console(&mut self, connection: ConnectionId, index: usize) {
         let vm = &self.vms[index];
-        let (id, replay) = (vm.config.id, vm.console.replay());
-        self.control.attach(connection, id, replay);
+        let (position, bytes) = vm.console.replay();
+        let replay = Notice::Console {
+            vm: vm.config.id,
+            stay: vm.number,
+            position,
+            bytes,
+        };
+        self.control.attach(connection, vm.config.id, &replay);
     }
 
     /// Pulls the guest's plug.

@@ -247,25 +247,22 @@ impl Control {
     }
 
     /// Sends console output to whoever has attached.
-    pub fn console(&mut self, vm: VmId, bytes: &[u8]) {
+    pub fn console(&mut self, vm: VmId, output: &Notice) {
         let attached = self
             .proved()
             .filter(|connection| connection.consoles.contains(&vm));
         for connection in attached {
-            connection.send(&Notice::Console {
-                vm,
-                bytes: bytes.to_vec(),
-            });
+            connection.send(output);
         }
     }
 
     /// Sends a VM's console output to a connection from now on, beginning with `replay`.
-    pub fn attach(&mut self, to: ConnectionId, vm: VmId, replay: Vec<u8>) {
+    pub fn attach(&mut self, to: ConnectionId, vm: VmId, replay: &Notice) {
         if let Some(connection) = self.proved().find(|connection| connection.id == to) {
             if !connection.consoles.contains(&vm) {
                 connection.consoles.push(vm);
             }
-            connection.send(&Notice::Console { vm, bytes: replay });
+            connection.send(replay);
         }
     }
 

@@ -532,7 +532,11 @@ impl Destination {
             return;
         };
         let elapsed_ns = state.transit_ns + vm.now_ns() - arrived_ns;
-        vm.resume(&state.snapshot, elapsed_ns, self.config.announce);
+        vm.resume(
+            &state.snapshot,
+            elapsed_ns,
+            !self.config.controls.no_announce,
+        );
         for (nic, frame) in core::mem::take(&mut self.frames) {
             vm.deliver(usize::from(nic), &frame);
         }

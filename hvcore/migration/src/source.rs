@@ -246,7 +246,7 @@ impl Source {
     /// Whether frames for the guest shall be given to [`Self::forward`].
     #[must_use]
     pub fn takes_frames(&self) -> bool {
-        self.config.forward
+        !self.config.controls.no_forward
             && matches!(
                 self.state,
                 State::Committing { .. } | State::Forwarding { .. }
@@ -432,7 +432,11 @@ impl Source {
     }
 
     fn handed_over(&mut self, now: u64) {
-        let long = if self.config.forward { FORWARD_NS } else { 0 };
+        let long = if self.config.controls.no_forward {
+            0
+        } else {
+            FORWARD_NS
+        };
         self.state = State::Forwarding {
             deadline_ns: now + long,
         };
@@ -458,7 +462,7 @@ impl Source {
 
     /// Harvests both kinds of dirty marks.
     fn harvest(&mut self, vm: &mut impl SourceVm) -> Harvest {
-        let count_device_writes = self.config.track_device_writes;
+        let count_device_writes = !self.config.controls.no_device_marks;
         self.tracker.harvest(|owed| {
             vm.harvest_dirty(owed);
             if count_device_writes {

@@ -106,7 +106,7 @@ fn without_marks_of_device_writes_the_guest_arrives_damaged() {
         .filter(|seed| {
             let mut setup = Setup::new(*seed, Fault::None);
             setup.config.verify = false;
-            setup.config.track_device_writes = false;
+            setup.config.controls.no_device_marks = true;
             run(&setup).is_err()
         })
         .count();
@@ -131,7 +131,7 @@ fn what_the_rehearsal_changes_would_be_noticed() {
 fn a_damaged_guest_is_found_by_its_hash_and_stays() {
     let mut setup = Setup::new(0, Fault::None);
     setup.config.verify = true;
-    setup.config.track_device_writes = false;
+    setup.config.controls.no_device_marks = true;
     let ended = must_run(&setup);
     assert!(
         matches!(&ended.source, Some(SourceOutcome::Kept { why }) if why.contains("memory differs")),
@@ -158,7 +158,7 @@ fn without_forwarding_frames_are_lost() {
     let lost = (0..20)
         .filter(|seed| {
             let mut setup = Setup::new(*seed, Fault::None);
-            setup.config.forward = false;
+            setup.config.controls.no_forward = true;
             run(&setup).is_err_and(|why| why.contains("frames arrived"))
         })
         .count();

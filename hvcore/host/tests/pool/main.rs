@@ -14,7 +14,9 @@ mod server;
 mod wire;
 mod world;
 
-use host_protocol::{Command, HostEvent, MigrationConfig, Phase, Role, StopReason};
+use host_protocol::{
+    Command, HostEvent, MigrationConfig, NegativeControls, Phase, Role, StopReason,
+};
 use program::slot;
 use world::{VM, World};
 
@@ -281,7 +283,10 @@ fn without_marks_of_device_writes_the_guest_is_damaged() {
     let damaged = (0..5)
         .filter(|seed| {
             let config = MigrationConfig {
-                track_device_writes: false,
+                controls: NegativeControls {
+                    no_device_marks: true,
+                    ..NegativeControls::default()
+                },
                 ..MigrationConfig::default()
             };
             moves(*seed, "w", &config).is_err()
@@ -293,8 +298,11 @@ fn without_marks_of_device_writes_the_guest_is_damaged() {
 #[test]
 fn without_announcement_and_forwarding_probes_are_lost() {
     let config = MigrationConfig {
-        announce: false,
-        forward: false,
+        controls: NegativeControls {
+            no_announce: true,
+            no_forward: true,
+            no_device_marks: false,
+        },
         ..MigrationConfig::default()
     };
     // The pause is shorter than the probe's interval, so some runs go unnoticed.
