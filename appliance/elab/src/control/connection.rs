@@ -1,4 +1,8 @@
-//! One proved connection to a host: commands and their answers, events on the lab's clock, console bytes.
+//! One proved connection to a host: commands and their answers, events on the lab's clock, the host's status, console
+//! bytes.
+//!
+//! The status is asked for by the listener itself, at first and then at intervals, and handed on in its place among
+//! the events: it counts what they have told, and what was told to an earlier connection that broke.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -9,7 +13,7 @@ use std::time::Duration;
 
 use host_protocol::auth::{PoolKey, Purpose};
 use host_protocol::codec::{self, Decoder};
-use host_protocol::{Command, HostEvent, Notice, Reply, Request, VERSION, VmId};
+use host_protocol::{Command, HostEvent, HostStatus, Notice, Reply, Request, VERSION, VmId};
 use switch::LabClock;
 
 use super::clock_map::ClockMap;
@@ -21,6 +25,8 @@ const PROOF_DEADLINE: Duration = Duration::from_secs(5);
 const FIRST_PINGS: u64 = 16;
 /// Time between later exchanges.
 const PING_EVERY_NS: u64 = 500_000_000;
+/// Time between two readings of the status.
+const STATUS_EVERY_NS: u64 = 1_000_000_000;
 /// A host that has said nothing for so long, though pinged, is gone or frozen.
 pub const SILENCE_NS: u64 = 5_000_000_000;
 
@@ -36,10 +42,23 @@ pub enum Heard {
         /// What.
         event: HostEvent,
     },
-    /// Console output.
+    /// How things are. Everything that happened before `asked_ns` has been heard, or never will be.
+    Status {
+        /// When it was asked for, by the lab's clock.
+        asked_ns: u64,
+        /// When the answer came.
+        heard_ns: u64,
+        /// The answer.
+        status: HostStatus,
+    },
+    /// Console output; see [`Notice::Console`].
     Console {
         /// Of which VM.
         vm: VmId,
+        /// Numbers the VM's stay on the host.
+        stay: u32,
+        /// Position of the first byte in that stay's output.
+        position: u64,
         /// The bytes.
         bytes: Vec<u8>,
     },
@@ -74,6 +93,17 @@ struct Shared {
     calls: Mutex<(u32, Pending)>,
 }
 
+impl Shared {
+    /// A number for the next command, whose result goes to `answer`.
+    fn number(&self, answer: Option<Sender<Result<Reply, String>>>) -> u32 {
+        let mut calls = lock(&self.calls);
+        calls.0 += 1;
+        let number = calls.0;
+        calls.1.extend(answer.map(|answer| (number, answer)));
+        number
+    }
+}
+
 /// A proved connection.
 #[derive(Clone, Debug)]
 pub struct Connection {
@@ -92,6 +122,11 @@ pub struct Listener {
     next_ping: u64,
     last_ping_ns: u64,
     last_heard_ns: u64,
+    /// Number and time of the request for the status that is not answered yet.
+    status_asked: Option<(u32, u64)>,
+    next_status_ns: u64,
+    /// The first exchanges are through.
+    mapped: bool,
     /// Events that came before the clock was mapped.
     early: Vec<(u64, HostEvent)>,
 }
@@ -152,6 +187,9 @@ impl Connection {
             next_ping: 0,
             last_ping_ns: 0,
             last_heard_ns: now_ns,
+            status_asked: None,
+            next_status_ns: 0,
+            mapped: false,
             early: Vec::new(),
         };
         Ok((Self { shared }, listener))
@@ -170,13 +208,7 @@ impl Connection {
     pub fn call(&self, command: Command, patience: Duration) -> Result<Reply, CallError> {
         let disconnected = || CallError::Disconnected(self.shared.host.clone());
         let (answer, result) = mpsc::channel();
-        let number = {
-            let mut calls = lock(&self.shared.calls);
-            calls.0 += 1;
-            let number = calls.0;
-            calls.1.insert(number, answer);
-            number
-        };
+        let number = self.shared.number(Some(answer));
         let sent = send(
             &mut lock(&self.shared.writer),
             &Request::Command { number, command },
@@ -195,6 +227,18 @@ impl Connection {
                 seconds: patience.as_secs(),
             }),
         }
+    }
+
+    /// Sends a command whose answer nobody waits for.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub fn tell(&self, command: Command) -> io::Result<()> {
+        let number = self.shared.number(None);
+        send(
+            &mut lock(&self.shared.writer),
+            &Request::Command { number, command },
+        )
     }
 
     /// Types at a VM's console.
@@ -243,6 +287,9 @@ impl Listener {
         if self.next_ping == 0 || now_ns - self.last_ping_ns >= PING_EVERY_NS {
             self.ping()?;
         }
+        if self.mapped && self.status_asked.is_none() && now_ns >= self.next_status_ns {
+            self.ask_status(now_ns)?;
+        }
         let wait = (self.last_ping_ns + PING_EVERY_NS)
             .saturating_sub(now_ns)
             .max(1_000_000);
@@ -288,6 +335,17 @@ impl Listener {
         )
     }
 
+    fn ask_status(&mut self, now_ns: u64) -> io::Result<()> {
+        let number = self.shared.number(None);
+        self.status_asked = Some((number, now_ns));
+        self.next_status_ns = now_ns + STATUS_EVERY_NS;
+        let command = Command::Status;
+        send(
+            &mut lock(&self.shared.writer),
+            &Request::Command { number, command },
+        )
+    }
+
     fn take(&mut self, notice: Notice, heard: &mut impl FnMut(Heard)) -> io::Result<()> {
         let now_ns = self.shared.clock.now_ns();
         match notice {
@@ -297,10 +355,23 @@ impl Listener {
                 }
                 if self.next_ping < FIRST_PINGS {
                     self.ping()?;
-                } else {
+                } else if !self.mapped {
+                    self.mapped = true;
                     for (host_ns, event) in std::mem::take(&mut self.early) {
                         self.event(host_ns, event, heard);
                     }
+                }
+            }
+            Notice::Done {
+                number,
+                result: Ok(Reply::Status(status)),
+            } if self.status_asked.is_some_and(|(asked, _)| asked == number) => {
+                if let Some((_, asked_ns)) = self.status_asked.take() {
+                    heard(Heard::Status {
+                        asked_ns,
+                        heard_ns: now_ns,
+                        status,
+                    });
                 }
             }
             Notice::Done { number, result } => {
@@ -309,11 +380,21 @@ impl Listener {
                     let _ = answer.send(result);
                 }
             }
-            Notice::Event { host_ns, event } if self.next_ping < FIRST_PINGS => {
+            Notice::Event { host_ns, event } if !self.mapped => {
                 self.early.push((host_ns, event));
             }
             Notice::Event { host_ns, event } => self.event(host_ns, event, heard),
-            Notice::Console { vm, bytes } => heard(Heard::Console { vm, bytes }),
+            Notice::Console {
+                vm,
+                stay,
+                position,
+                bytes,
+            } => heard(Heard::Console {
+                vm,
+                stay,
+                position,
+                bytes,
+            }),
             Notice::Welcome { .. } => return Err(refused("the host greeted twice")),
         }
         Ok(())

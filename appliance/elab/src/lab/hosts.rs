@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -96,6 +97,7 @@ impl Inner {
         let cycle = self.update(|state| {
             let host = state.hosts.get_mut(&spec.name)?;
             host.cycle += 1;
+            host.heard_until_ns = self.clock.now_ns();
             Some(host.cycle)
         });
         let cycle = cycle.context("the host has vanished from the state")?;
@@ -223,11 +225,23 @@ impl Inner {
     /// One connection, from its opening to its end.
     fn connect_once(self: &Arc<Self>, spec: &HostSpec, cycle: u32) -> std::io::Result<()> {
         let stream = self.control.connect(control_service(spec.number))?;
+        self.attend(spec, cycle, stream)
+    }
+
+    /// Proves both ends to each other, then listens until the connection ends.
+    fn attend(
+        self: &Arc<Self>,
+        spec: &HostSpec,
+        cycle: u32,
+        stream: UnixStream,
+    ) -> std::io::Result<()> {
         let (connection, listener) = Connection::open(stream, &self.key, self.clock)?;
         let current = self.update(|state| {
             let host = state.hosts.get_mut(&spec.name)?;
-            (host.cycle == cycle && !state.stopping)
-                .then(|| host.connection = Some(connection.clone()))
+            (host.cycle == cycle && !state.stopping).then(|| {
+                host.connection = Some(connection.clone());
+                host.status = None;
+            })
         });
         if current.is_none() {
             return Ok(());
@@ -238,6 +252,7 @@ impl Inner {
                 && host.cycle == cycle
             {
                 host.connection = None;
+                host.status = None;
             }
         });
         let expected = {
@@ -399,72 +414,165 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    use host_protocol::VmConfig;
-    use lab_protocol::Command as LabCommand;
+    use host_protocol::{HostEvent, HostStatus, VmStatus};
+    use lab_protocol::{Command as LabCommand, Record};
+    use serde_json::Value;
 
     use super::*;
-    use crate::lab::{Lab, LabConfig, Launcher, MachineFacts};
+    use crate::lab::Lab;
+    use crate::lab::test_lab::{self, FakeHost};
 
-    struct Sleeper;
+    const MS: u64 = 1_000_000;
 
-    impl Launcher for Sleeper {
-        fn command(&self, _: &HostSpec, _: &Path) -> std::process::Command {
-            let mut command = std::process::Command::new("sleep");
-            command.arg("1000");
-            command
+    /// Both hosts have power, and each VM runs on the host with it.
+    fn lab(base: &std::path::Path, vms: &[(&str, &str)]) -> Lab {
+        let configs = vms
+            .iter()
+            .zip(1..)
+            .map(|((vm, _), number)| test_lab::vm(vm, number));
+        let lab = test_lab::start(base, configs.collect());
+        for host in ["h1", "h2"] {
+            lab.execute(&LabCommand::HostPowerOn { host: host.into() })
+                .unwrap();
         }
+        for (name, host) in vms {
+            lab.inner.update(|state| {
+                let vm = state.vms.get_mut(*name).unwrap();
+                vm.host = Some((*host).into());
+                vm.state = VmState::Running;
+            });
+        }
+        lab
+    }
+
+    fn vms(lab: &Lab) -> Value {
+        lab.execute(&LabCommand::Status).unwrap()["vms"].clone()
     }
 
     #[test]
     fn what_ran_on_a_host_without_power_is_halted() {
         let base = tempfile::tempdir().unwrap();
-        let vm = |name: &str, number| VmConfig {
-            id: [number; 16],
-            name: name.into(),
-            memory_mib: 1,
-            vcpus: 1,
-            weight: 256,
-            kernel: String::new(),
-            initrd: None,
-            cmdline: String::new(),
-            disks: Vec::new(),
-            nics: Vec::new(),
-        };
-        let lab = Lab::start(LabConfig {
-            name: "test".into(),
-            base: base.path().into(),
-            hosts: 2,
-            host_memory_mib: 256,
-            launcher: Box::new(Sleeper),
-            storage: None,
-            vms: vec![vm("here", 1), vm("there", 2)],
-            seed: 1,
-            capture: false,
-            facts: MachineFacts::default(),
-        })
-        .unwrap();
-        for (name, host) in [("here", "h1"), ("there", "h2")] {
-            lab.execute(&LabCommand::HostPowerOn { host: host.into() })
-                .unwrap();
-            lab.inner.update(|state| {
-                let vm = state.vms.get_mut(name).unwrap();
-                vm.host = Some(host.into());
-                vm.state = VmState::Running;
-            });
-        }
+        let lab = lab(base.path(), &[("here", "h1"), ("there", "h2")]);
         lab.execute(&LabCommand::HostPull { host: "h1".into() })
             .unwrap();
-        let status = lab.execute(&LabCommand::Status).unwrap();
-        let [here, there] = [&status["vms"][0], &status["vms"][1]];
+        let vms = vms(&lab);
         assert_eq!(
-            (&here["state"], &here["stopped"]),
+            (&vms[0]["state"], &vms[0]["stopped"]),
             (&"halted".into(), &LOST_POWER.into())
         );
         assert_eq!(
-            (&there["state"], &there["host"]),
+            (&vms[1]["state"], &vms[1]["host"]),
             (&"running".into(), &"h2".into())
+        );
+    }
+
+    fn status(vms: &[u8]) -> HostStatus {
+        let vm = |number: &u8| VmStatus {
+            id: [*number; 16],
+            name: "guest".into(),
+            state: VmState::Running,
+            memory_mib: 1,
+            cpu_ns: 0,
+            exits: 0,
+        };
+        HostStatus {
+            memory_total: 0,
+            memory_free: 0,
+            storage_up: true,
+            vms: vms.iter().map(vm).collect(),
+        }
+    }
+
+    /// A connection of `host` during which `act` is its control service.
+    fn connected(lab: &Lab, host: &str, now: HostStatus, act: impl FnOnce(&mut FakeHost) + Send) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let spec = lab.inner.spec(host).unwrap();
+        let cycle = lab.inner.lock().hosts[host].cycle;
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut fake = FakeHost::new(theirs, &lab.inner.key, now);
+                act(&mut fake);
+            });
+            lab.inner.attend(spec, cycle, ours).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_host_that_can_be_reached_again_says_what_was_missed() {
+        let base = tempfile::tempdir().unwrap();
+        let lab = lab(base.path(), &[("guest", "h1")]);
+        connected(&lab, "h2", status(&[]), |fake| {
+            assert!(fake.serve_until(|fake| fake.asked == 1));
+        });
+        assert_eq!(vms(&lab)[0]["host"], "h1");
+        // The guest moves while nobody hears of it.
+        let moved_ns = lab.clock().now_ns();
+        std::thread::sleep(Duration::from_millis(20));
+        let told = std::sync::Mutex::new(Vec::new());
+        connected(&lab, "h2", status(&[1]), |fake| {
+            assert!(fake.serve_until(|fake| !fake.told.is_empty()));
+            told.lock().unwrap().append(&mut fake.told);
+        });
+        let now = vms(&lab);
+        assert_eq!(
+            (&now[0]["host"], &now[0]["state"]),
+            (&"h2".into(), &"running".into())
+        );
+        assert_eq!(*told.lock().unwrap(), [Command::AttachConsole([1; 16])]);
+        // h1 knows nothing of it any more either.
+        connected(&lab, "h1", status(&[]), |fake| {
+            assert!(fake.serve_until(|fake| fake.asked == 1));
+        });
+        assert_eq!(vms(&lab), now);
+        let log = base.path().join("test/events.jsonl");
+        lab.stop("test").unwrap();
+        let log = std::fs::read_to_string(log).unwrap();
+        let runs: Vec<Record> = log
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .filter(|record: &Record| matches!(&record.event, Event::VmState { .. }))
+            .collect();
+        let [runs] = &runs[..] else {
+            panic!("one record is expected: {runs:?}")
+        };
+        let state = "running".into();
+        let (vm, host) = ("guest".into(), "h2".into());
+        assert_eq!(runs.event, Event::VmState { vm, host, state });
+        assert!(
+            runs.t_ns.abs_diff(moved_ns) <= runs.error_ns,
+            "{runs:?} {moved_ns}"
+        );
+        assert!((10 * MS..10_000 * MS).contains(&runs.error_ns), "{runs:?}");
+    }
+
+    #[test]
+    fn a_guest_that_was_let_go_is_the_destinations_until_that_says_more() {
+        let base = tempfile::tempdir().unwrap();
+        let lab = lab(base.path(), &[("guest", "h1")]);
+        lab.inner.update(|state| {
+            state.vms.get_mut("guest").unwrap().migration = Some(crate::lab::state::Move {
+                from: "h1".into(),
+                to: "h2".into(),
+            });
+        });
+        connected(&lab, "h1", status(&[1]), |fake| {
+            assert!(fake.serve_until(|fake| fake.asked == 1));
+            fake.status = status(&[]);
+            fake.report(HostEvent::Stopped {
+                vm: [1; 16],
+                reason: host_protocol::StopReason::Migrated,
+            });
+            assert!(fake.serve_until(|fake| fake.asked == 2));
+        });
+        let moving = vms(&lab);
+        assert_eq!(
+            (&moving[0]["host"], &moving[0]["state"]),
+            (&"h2".into(), &"starting".into())
+        );
+        let error = lab.inner.vm_start("guest", "h1").unwrap_err().to_string();
+        assert!(
+            error.contains("h1 does not answer") || error.contains("on h2"),
+            "{error}"
         );
     }
 }

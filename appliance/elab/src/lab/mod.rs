@@ -6,9 +6,12 @@
 
 mod commands;
 mod hosts;
+mod reconcile;
 mod server;
 mod state;
 mod storage;
+#[cfg(test)]
+mod test_lab;
 mod translate;
 mod vms;
 
@@ -206,7 +209,6 @@ impl Lab {
             lab.inner.start_storage()?;
         }
         lab.inner.serve()?;
-        lab.inner.poll_status()?;
         Ok(lab)
     }
 

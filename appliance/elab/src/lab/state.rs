@@ -29,13 +29,14 @@ pub enum Power {
 /// A host now.
 #[derive(Debug)]
 pub(crate) struct Host {
-    pub(crate) spec: HostSpec,
     pub(crate) power: Power,
     /// Counts power-ons; what belongs to an earlier one is over.
     pub(crate) cycle: u32,
     pub(crate) process: Option<Arc<Process>>,
     pub(crate) connection: Option<Connection>,
     pub(crate) status: Option<HostStatus>,
+    /// What happened there before this has been heard.
+    pub(crate) heard_until_ns: u64,
     /// Why it went off by itself, if it did.
     pub(crate) died: Option<String>,
 }
@@ -57,9 +58,21 @@ pub(crate) struct Vm {
     /// Why it is off.
     pub(crate) stopped: Option<String>,
     pub(crate) migration: Option<Move>,
+    /// A command to start it is under way.
+    pub(crate) starting: bool,
     /// The migration that marks belong to: the one under way, or the last one, whose late marks may still come.
     pub(crate) last_migration: u32,
     pub(crate) console: Vec<u8>,
+    /// How far each host's share of the console has been taken.
+    pub(crate) console_taken: BTreeMap<String, ConsolePosition>,
+}
+
+/// A position in what a VM has printed during one stay on a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConsolePosition {
+    /// The host's power cycle, and the VM's stay in it.
+    pub(crate) stay: (u32, u32),
+    pub(crate) position: u64,
 }
 
 /// Everything that changes.
@@ -68,6 +81,8 @@ pub(crate) struct State {
     pub(crate) stopping: bool,
     pub(crate) hosts: BTreeMap<String, Host>,
     pub(crate) vms: BTreeMap<String, Vm>,
+    /// Who holds the lease of a disk, as the storage server said last.
+    pub(crate) leases: BTreeMap<String, String>,
     pub(crate) migrations: u32,
     pub(crate) storage: Option<Arc<Process>>,
     pub(crate) storage_paused: bool,
@@ -76,13 +91,13 @@ pub(crate) struct State {
 
 impl State {
     pub(crate) fn new(specs: &[HostSpec], vms: Vec<VmConfig>) -> Self {
-        let host = |spec: &HostSpec| Host {
-            spec: spec.clone(),
+        let host = || Host {
             power: Power::Off,
             cycle: 0,
             process: None,
             connection: None,
             status: None,
+            heard_until_ns: 0,
             died: None,
         };
         let vm = |config: VmConfig| Vm {
@@ -91,19 +106,22 @@ impl State {
             state: VmState::Halted,
             stopped: None,
             migration: None,
+            starting: false,
             last_migration: 0,
             console: Vec::new(),
+            console_taken: BTreeMap::new(),
         };
         Self {
             stopping: false,
             hosts: specs
                 .iter()
-                .map(|spec| (spec.name.clone(), host(spec)))
+                .map(|spec| (spec.name.clone(), host()))
                 .collect(),
             vms: vms
                 .into_iter()
                 .map(|config| (config.name.clone(), vm(config)))
                 .collect(),
+            leases: BTreeMap::new(),
             migrations: 0,
             storage: None,
             storage_paused: false,
@@ -121,10 +139,35 @@ impl State {
 }
 
 impl Vm {
-    pub(crate) fn add_console(&mut self, bytes: &[u8]) {
-        self.console.extend_from_slice(bytes);
+    /// A command is under way that will tell where it is.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.starting || self.migration.is_some()
+    }
+
+    /// Takes in console output of a host, and gives the part of it that is new.
+    pub(crate) fn add_console<'a>(
+        &mut self,
+        host: &str,
+        from: ConsolePosition,
+        bytes: &'a [u8],
+    ) -> &'a [u8] {
+        let known = match self.console_taken.get(host) {
+            Some(taken) if taken.stay == from.stay => taken.position.saturating_sub(from.position),
+            _ => 0,
+        };
+        let known = usize::try_from(known).map_or(bytes.len(), |known| known.min(bytes.len()));
+        let new = &bytes[known..];
+        if !new.is_empty() {
+            let taken = ConsolePosition {
+                position: from.position + bytes.len() as u64,
+                ..from
+            };
+            self.console_taken.insert(host.into(), taken);
+        }
+        self.console.extend_from_slice(new);
         let excess = self.console.len().saturating_sub(CONSOLE_KEPT);
         self.console.drain(..excess);
+        new
     }
 
     /// Whether the console has shown `text`.
@@ -198,5 +241,30 @@ impl Inner {
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::test_lab;
+
+    #[test]
+    fn console_output_that_comes_again_is_taken_once() {
+        let mut state = State::new(&[], vec![test_lab::vm("guest", 1)]);
+        let vm = state.vms.get_mut("guest").unwrap();
+        let at = |stay, position| ConsolePosition {
+            stay: (1, stay),
+            position,
+        };
+        assert_eq!(vm.add_console("h1", at(1, 0), b"boot\n"), b"boot\n");
+        // Attached anew: all that the host has kept comes once more, then what it prints.
+        assert_eq!(vm.add_console("h1", at(1, 2), b"ot\nlogin:"), b"login:");
+        assert_eq!(vm.add_console("h1", at(1, 0), b"boot\n"), b"");
+        assert_eq!(vm.add_console("h1", at(1, 11), b" root"), b" root");
+        // Each stay has positions of its own, wherever it is.
+        assert_eq!(vm.add_console("h2", at(1, 0), b"moved\n"), b"moved\n");
+        assert_eq!(vm.add_console("h1", at(2, 0), b"back\n"), b"back\n");
+        assert_eq!(vm.console, b"boot\nlogin: rootmoved\nback\n");
     }
 }

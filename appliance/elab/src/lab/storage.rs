@@ -172,12 +172,15 @@ impl Inner {
                 epoch,
                 owner,
                 change,
-            } => Event::Lease {
-                path,
-                epoch,
-                owner,
-                change,
-            },
+            } => {
+                self.update(|state| state.note_lease(&path, &owner, &change));
+                Event::Lease {
+                    path,
+                    epoch,
+                    owner,
+                    change,
+                }
+            }
             Said::StorageFailed { path, error } => Event::Message {
                 level: "error".into(),
                 text: format!("storage failed: {path}: {error}"),

@@ -1,31 +1,48 @@
 //! What hosts say, in the words of the event log.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyhow::{Context, Result};
-use host_protocol::{Command, HostEvent, HostStatus, Reply, StopReason, VmState};
+use host_protocol::{Command, HostEvent, HostStatus, StopReason, VmId, VmState};
 use lab_protocol::{Event, Phase, Role};
 
 use super::Inner;
-use super::state::{GaveUp, Power};
-use crate::control::{Connection, Heard};
+use crate::control::Heard;
 use crate::entropy::hex;
-
-/// Time between two readings of the hosts' status.
-const STATUS_EVERY: Duration = Duration::from_secs(1);
-const STATUS_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Inner {
     /// A host's connection has brought something.
     pub(crate) fn hear(self: &Arc<Self>, host: &str, heard: Heard) {
         match heard {
-            Heard::Console { vm, bytes } => self.console_output(vm, &bytes),
+            Heard::Console {
+                vm,
+                stay,
+                position,
+                bytes,
+            } => self.console_output(host, vm, (stay, position), &bytes),
+            Heard::Status {
+                asked_ns,
+                heard_ns,
+                status,
+            } => {
+                let vms: Vec<_> = status.vms.iter().map(|vm| vm.id).collect();
+                let first = self.lock().hosts[host].status.is_none();
+                self.note_status(host, asked_ns, heard_ns, status);
+                if first {
+                    self.attach_consoles(host, vms);
+                }
+            }
             Heard::Event {
                 t_ns,
                 error_ns,
                 event,
             } => {
+                if let HostEvent::Vm {
+                    vm,
+                    state: VmState::Starting,
+                } = event
+                {
+                    self.attach_consoles(host, [vm]);
+                }
                 if let Some(event) = self.translate(host, event) {
                     self.journal.record_mapped(t_ns, error_ns, host, event);
                 }
@@ -88,9 +105,18 @@ impl Inner {
                 HostEvent::Stopped { vm, reason } => {
                     let (vm, entry) = state.vm_by_id(vm)?;
                     let words = stop_words(&reason);
-                    if reason != StopReason::Migrated && entry.host.as_ref() == Some(&host) {
-                        entry.state = VmState::Halted;
-                        entry.stopped = Some(words.clone());
+                    if entry.host.as_ref() == Some(&host) {
+                        match (&reason, &entry.migration) {
+                            // It is the destination's, which has not said yet that it runs.
+                            (StopReason::Migrated, Some(migration)) => {
+                                entry.host = Some(migration.to.clone());
+                                entry.state = VmState::Starting;
+                            }
+                            _ => {
+                                entry.state = VmState::Halted;
+                                entry.stopped = Some(words.clone());
+                            }
+                        }
                     }
                     Event::VmStopped {
                         vm: vm.into(),
@@ -148,43 +174,8 @@ impl Inner {
         })
     }
 
-    /// Reads every host's status about once a second, until the lab ends.
-    pub(crate) fn poll_status(self: &Arc<Self>) -> Result<()> {
-        let inner = Arc::downgrade(self);
-        std::thread::Builder::new()
-            .name("status".into())
-            .spawn(move || {
-                while let Some(inner) = inner.upgrade() {
-                    if inner.wait(STATUS_EVERY, |_| None::<()>) == Err(GaveUp::Stopping) {
-                        return;
-                    }
-                    inner.read_status();
-                }
-            })
-            .context("cannot start a thread")?;
-        Ok(())
-    }
-
-    fn read_status(&self) {
-        let connections: Vec<(String, Connection)> = {
-            let state = self.lock();
-            let reachable = |host: &&super::state::Host| host.power == Power::On;
-            state
-                .hosts
-                .values()
-                .filter(reachable)
-                .filter_map(|host| Some((host.spec.name.clone(), host.connection.clone()?)))
-                .collect()
-        };
-        for (host, connection) in connections {
-            // A host that does not answer is noticed by its connection.
-            if let Ok(Reply::Status(status)) = connection.call(Command::Status, STATUS_PATIENCE) {
-                self.note_status(&host, status);
-            }
-        }
-    }
-
-    fn note_status(&self, host: &str, status: HostStatus) {
+    /// A host says how things are there; what it said before that has been heard.
+    fn note_status(&self, host: &str, asked_ns: u64, heard_ns: u64, status: HostStatus) {
         self.record(Event::HostStatus {
             host: host.into(),
             memory_total: status.memory_total,
@@ -199,11 +190,34 @@ impl Inner {
                 exits: vm.exits,
             });
         }
-        self.update(|state| {
-            if let Some(entry) = state.hosts.get_mut(host) {
+        let (since_ns, unheard) = self.update(|state| {
+            let unheard = state.reconcile(host, &status);
+            let since_ns = state.hosts.get_mut(host).map_or(0, |entry| {
                 entry.status = Some(status);
-            }
+                std::mem::replace(&mut entry.heard_until_ns, asked_ns)
+            });
+            (since_ns, unheard)
         });
+        // It happened at some time between.
+        let error_ns = (heard_ns - since_ns.min(heard_ns)).div_ceil(2);
+        for event in unheard
+            .into_iter()
+            .flat_map(|unheard| unheard.report(host, since_ns, heard_ns))
+        {
+            let t_ns = heard_ns - error_ns;
+            self.journal.record_mapped(t_ns, error_ns, host, event);
+        }
+    }
+
+    /// Has the output of these VMs' consoles sent from now on; what comes twice by that is told apart.
+    fn attach_consoles(&self, host: &str, vms: impl IntoIterator<Item = VmId>) {
+        let Some(connection) = self.lock().hosts[host].connection.clone() else {
+            return;
+        };
+        for vm in vms {
+            // A connection that has ended says so itself.
+            let _ = connection.tell(Command::AttachConsole(vm));
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use host_protocol::{Command, MigrationConfig, VmId, VmState};
 use lab_protocol::Event;
 
 use super::Inner;
-use super::state::{GaveUp, Move, State};
+use super::state::{ConsolePosition, GaveUp, Move, Power, State};
 use crate::control::CallError;
 use crate::network::MANAGEMENT;
 
@@ -52,15 +52,20 @@ impl Inner {
             }
             entry.config.clone()
         };
-        let id = config.id;
         self.update(|state| {
             if let Some(entry) = state.vms.get_mut(vm) {
                 entry.host = Some(host.into());
                 entry.state = VmState::Starting;
+                entry.starting = true;
                 entry.stopped = None;
             }
         });
         let result = connection.call(Command::Start(config), START_PATIENCE);
+        self.update(|state| {
+            if let Some(entry) = state.vms.get_mut(vm) {
+                entry.starting = false;
+            }
+        });
         if let Err(error) = result {
             self.update(|state| {
                 if let Some(entry) = state.vms.get_mut(vm) {
@@ -70,9 +75,6 @@ impl Inner {
             });
             return Err(error).with_context(|| format!("{host} did not start VM \"{vm}\""));
         }
-        connection
-            .call(Command::AttachConsole(id), PATIENCE)
-            .with_context(|| format!("cannot attach to the console of \"{vm}\""))?;
         Ok(())
     }
 
@@ -151,14 +153,9 @@ impl Inner {
                 error.context(format!("{from} let go, but {to} does not say that it runs"))
             }),
             // Past the commit point the guest is the destination's, whatever becomes of the source.
-            Err(CallError::Disconnected(_)) => {
-                self.wait_for_arrival(vm, to, TAKE_OVER).map_err(|error| {
-                    error.context(format!(
-                        "{from} was lost before the guest had become {to}'s, and the guest with it; \
-                         start it again with: elab vm start {vm} {to}"
-                    ))
-                })
-            }
+            Err(CallError::Disconnected(_)) => self
+                .wait_for_arrival(vm, to, TAKE_OVER)
+                .map_err(|error| error.context(self.source_lost(vm, &from, to))),
             Err(error) => Err(error.into()),
         };
         let error = result
@@ -181,19 +178,29 @@ impl Inner {
             .with_context(|| format!("migration {number} of \"{vm}\" from {from} to {to} failed"))
     }
 
+    /// What it means that the source was lost, and that the destination does not say that it has the guest.
+    fn source_lost(&self, vm: &str, from: &str, to: &str) -> String {
+        if self.lock().hosts[from].power == Power::Off {
+            format!(
+                "{from} was lost before the guest had become {to}'s, and the guest with it; \
+                 start it again with: elab vm start {vm} --host {to}"
+            )
+        } else {
+            format!(
+                "{from} cannot be reached and {to} has not taken the guest over, which then goes on at {from}; \
+                 `elab vm list` tells when {from} answers again"
+            )
+        }
+    }
+
     /// The destination's own word that the guest runs there: it comes on another connection than the source's.
     fn wait_for_arrival(&self, vm: &str, to: &str, patience: Duration) -> Result<()> {
         let arrived = self.wait(patience, |state| {
             let entry = &state.vms[vm];
-            (entry.host.as_deref() == Some(to)).then_some(entry.config.id)
+            (entry.host.as_deref() == Some(to) && entry.state == VmState::Running).then_some(())
         });
         match arrived {
-            Ok(id) => {
-                self.connection(to)?
-                    .call(Command::AttachConsole(id), PATIENCE)
-                    .context("cannot attach to the console at the destination")?;
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             Err(GaveUp::Stopping) => bail!("interrupted"),
             Err(GaveUp::Deadline) => bail!("no sign of it within {} s", patience.as_secs()),
         }
@@ -221,14 +228,23 @@ impl Inner {
     }
 
     /// Console output of a VM has arrived.
-    pub(crate) fn console_output(&self, id: VmId, bytes: &[u8]) {
-        let name = self.update(|state| {
+    pub(crate) fn console_output(
+        &self,
+        host: &str,
+        id: VmId,
+        (stay, position): (u32, u64),
+        bytes: &[u8],
+    ) {
+        let new = self.update(|state| {
+            let stay = (state.hosts.get(host)?.cycle, stay);
             let (name, vm) = state.vm_by_id(id)?;
             let name = name.to_owned();
-            vm.add_console(bytes);
-            Some(name)
+            let bytes = vm.add_console(host, ConsolePosition { stay, position }, bytes);
+            Some((name, bytes))
         });
-        if let Some(name) = name {
+        if let Some((name, bytes)) = new
+            && !bytes.is_empty()
+        {
             let path = self.folder.file(&format!("{name}.console.log"));
             let written = OpenOptions::new()
                 .create(true)
