@@ -7,4 +7,5 @@
 
 pub mod measure;
 pub mod report;
+pub mod scenario;
 pub mod session;

@@ -14,6 +14,9 @@ pub struct LinkFault {
     pub jitter_us: u64,
     /// Probability of loss, 0 to 1.
     pub loss: f64,
+    /// Mean length of a burst of loss, in frames: `loss` stays the share of all frames, but those lost follow one
+    /// another. Up to 1, losses are independent.
+    pub loss_burst: f64,
     /// Probability of a second copy.
     pub duplicate: f64,
     /// Probability that a byte is changed.
@@ -26,6 +29,8 @@ pub struct LinkFault {
 
 /// Longest delay a link may have: whatever waits for an answer gives up sooner.
 const MAX_DELAY_US: u64 = 60_000_000;
+/// Longest mean burst of loss.
+const MAX_LOSS_BURST: f64 = 10_000.0;
 
 impl LinkFault {
     /// Whether the numbers make sense.
@@ -44,6 +49,12 @@ impl LinkFault {
                     "{name} is a probability from 0 to 1, not {probability}"
                 ));
             }
+        }
+        if !(0.0..=MAX_LOSS_BURST).contains(&self.loss_burst) {
+            return Err(format!(
+                "a burst of loss is at most {MAX_LOSS_BURST} frames long, not {}",
+                self.loss_burst
+            ));
         }
         for (name, us) in [("delay", self.delay_us), ("jitter", self.jitter_us)] {
             if us > MAX_DELAY_US {
@@ -72,6 +83,10 @@ pub enum Command {
     },
     /// Power cut without warning.
     HostPull {
+        host: String,
+    },
+    /// The reset button: power cut and switched on again at once.
+    HostReset {
         host: String,
     },
     HostFreeze {

@@ -15,7 +15,8 @@ pub struct Record {
     /// what a host stamped.
     #[serde(default)]
     pub error_ns: u64,
-    /// Who says it: `lab`, `switch`, `storage`, `session`, or a host's name.
+    /// Who says it: `lab`, `switch`, `storage`, `session` (the one that is measured; that of another VM is
+    /// `session/<vm>`), `scenario`, or a host's name.
     pub source: String,
     /// What happened.
     #[serde(flatten)]
@@ -212,6 +213,42 @@ pub enum Event {
     },
     /// A person or a scenario marked this moment.
     Mark { text: String },
+    /// A step of a scenario, counted from 1: `waiting` for its moment, `started`, `done`, `failed`, or `missed` when the
+    /// event it waits for did not come in time. `detail` says why, or what came of it.
+    Step {
+        step: u32,
+        name: String,
+        state: String,
+        detail: String,
+    },
+    /// Whether a guest's service answers a health check; reported when that changes.
+    Health {
+        vm: String,
+        healthy: bool,
+        detail: String,
+    },
+    /// A guest read its own clocks: `CLOCK_REALTIME` and `CLOCK_MONOTONIC`, in nanoseconds.
+    GuestClock {
+        vm: String,
+        number: u64,
+        realtime_ns: u64,
+        monotonic_ns: u64,
+    },
+    /// A guest reports that its record of this number is on its disk.
+    DiskRecord { vm: String, number: u64 },
+    /// The records on a guest's disk were compared with what it had reported, and with their checksums.
+    DiskChecked {
+        vm: String,
+        equal: bool,
+        records: u64,
+        detail: String,
+    },
+    /// A file system on a VM's disk was checked after the lab's end.
+    FileSystemChecked {
+        vm: String,
+        clean: bool,
+        detail: String,
+    },
     /// Something people should read.
     Message { level: String, text: String },
 }

@@ -60,6 +60,8 @@ pub type Fate = Result<(Transit, Option<Transit>), DropCause>;
 pub struct Link {
     fault: LinkFault,
     healthy: bool,
+    /// A burst of loss is under way.
+    losing: bool,
     random: fastrand::Rng,
     line_free_ns: u64,
     last_due_ns: u64,
@@ -72,6 +74,7 @@ impl Link {
         Self {
             fault: LinkFault::default(),
             healthy: true,
+            losing: false,
             random: fastrand::Rng::with_seed(seed),
             line_free_ns: 0,
             last_due_ns: 0,
@@ -81,6 +84,7 @@ impl Link {
     /// Replaces the link's fault. Frames already on their way keep the fate they were given.
     pub fn set_fault(&mut self, fault: LinkFault) {
         self.healthy = fault == LinkFault::default();
+        self.losing = false;
         self.fault = fault;
     }
 
@@ -104,7 +108,7 @@ impl Link {
         if self.fault.cut {
             return Err(DropCause::Cut);
         }
-        if self.chance(self.fault.loss) {
+        if self.loses() {
             return Err(DropCause::Lost);
         }
         let twice = self.chance(self.fault.duplicate);
@@ -155,6 +159,22 @@ impl Link {
             due_ns: self.last_due_ns,
             damage,
         })
+    }
+
+    /// Whether this frame is lost. In bursts: a chain of two states, in one of which every frame is lost (Gilbert, 1960), so
+    /// that a burst has the mean length asked for and the share of frames lost is `loss`.
+    fn loses(&mut self) -> bool {
+        let (loss, burst) = (self.fault.loss, self.fault.loss_burst);
+        if burst <= 1.0 || loss >= 1.0 {
+            return self.chance(loss);
+        }
+        let ends = 1.0 / burst;
+        self.losing = if self.losing {
+            !self.chance(ends)
+        } else {
+            self.chance((ends * loss / (1.0 - loss)).min(1.0))
+        };
+        self.losing
     }
 
     fn chance(&mut self, probability: f64) -> bool {
@@ -281,5 +301,21 @@ mod tests {
             let (at, mask) = link.pass(60, 0).unwrap().0.damage.unwrap();
             assert!(at < 60 && mask != 0);
         }
+    }
+
+    #[test]
+    fn losses_come_in_bursts_of_the_length_asked_for_at_the_rate_asked_for() {
+        let mut link = Link::new(7);
+        link.set_fault(LinkFault {
+            loss: 0.1,
+            loss_burst: 8.0,
+            ..LinkFault::default()
+        });
+        let lost: Vec<bool> = (0..200_000).map(|i| link.pass(100, i).is_err()).collect();
+        let share = lost.iter().filter(|lost| **lost).count() as f64 / lost.len() as f64;
+        let bursts = lost.windows(2).filter(|pair| !pair[0] && pair[1]).count();
+        let length = share * lost.len() as f64 / bursts as f64;
+        assert!((share - 0.1).abs() < 0.01, "{share}");
+        assert!((length - 8.0).abs() < 0.8, "{length}");
     }
 }

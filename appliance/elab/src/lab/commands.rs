@@ -20,6 +20,10 @@ impl Inner {
             Command::HostPowerOn { host } => self.power_on(host)?,
             Command::HostPowerOff { host } => self.power_off(host)?,
             Command::HostPull { host } => self.pull(host)?,
+            Command::HostReset { host } => {
+                self.pull(host)?;
+                self.power_on(host)?;
+            }
             Command::HostFreeze { host } => self.freeze(host, true)?,
             Command::HostThaw { host } => self.freeze(host, false)?,
             Command::VmStart { vm, host } => self.vm_start(vm, host)?,

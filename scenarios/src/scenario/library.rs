@@ -1,0 +1,28 @@
+//! The scenarios that come with the program: `elab run demo` needs no file.
+
+/// A scenario that comes with the program.
+#[derive(Clone, Copy, Debug)]
+pub struct Included {
+    /// Its name, and that of its file in `scenarios/`.
+    pub name: &'static str,
+    /// Its file.
+    pub text: &'static str,
+}
+
+macro_rules! included {
+    ($($name:literal),* $(,)?) => {
+        &[$(Included {
+            name: $name,
+            text: include_str!(concat!("../../", $name, ".toml")),
+        }),*]
+    };
+}
+
+/// All of them.
+pub const ALL: &[Included] = included!["demo"];
+
+/// The one of a name.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static Included> {
+    ALL.iter().find(|one| one.name == name)
+}

@@ -1,0 +1,149 @@
+//! Scenario files: TOML in, a checked [`Scenario`] out, or errors that name file, line and column.
+//!
+//! It knows what a scenario may say, and nothing of how it is run.
+
+mod check;
+mod diagnostic;
+pub mod figure;
+pub mod file;
+pub mod library;
+mod matrix;
+pub mod units;
+
+use std::path::Path;
+
+pub use check::{EVENTS, NETWORKS};
+pub use diagnostic::{Diagnostic, ScenarioError};
+pub use file::Scenario;
+pub use matrix::{Combination, words};
+
+/// Longest file: one that is longer is something else.
+const FILE_MAX: u64 = 1 << 20;
+
+/// A scenario as it is run: one combination of the file's matrix.
+#[derive(Clone, Debug)]
+pub struct Variant {
+    /// The scenario.
+    pub scenario: Scenario,
+    /// Its combination of the matrix, in words; empty without a matrix.
+    pub words: String,
+    /// The same for a machine: `path=value`, TOML values.
+    pub settings: Vec<String>,
+}
+
+/// Reads and checks the text of a scenario; `file` names it in errors. Without a matrix there is one variant.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn parse(file: &str, text: &str) -> Result<Vec<Variant>, ScenarioError> {
+    let error = |diagnostics| ScenarioError {
+        file: file.into(),
+        text: text.into(),
+        diagnostics,
+    };
+    let scenario: Scenario =
+        toml::from_str(text).map_err(|wrong| error(vec![diagnostic::from_toml(&wrong, text)]))?;
+    let diagnostics = check::check(&scenario);
+    if !diagnostics.is_empty() {
+        return Err(error(diagnostics));
+    }
+    let whole = |words: String| error(vec![Diagnostic::new(0..0, words)]);
+    let combinations = matrix::combinations(&scenario.matrix).map_err(whole)?;
+    combinations
+        .into_iter()
+        .map(|combination| {
+            let words = words(&combination);
+            let scenario = with(text, &combination).map_err(|wrong| {
+                error(vec![Diagnostic::new(
+                    0..0,
+                    format!("with {words}: {wrong}"),
+                )])
+            })?;
+            let settings = combination
+                .into_iter()
+                .map(|(path, value)| format!("{path}={value}"))
+                .collect();
+            Ok(Variant {
+                scenario,
+                words,
+                settings,
+            })
+        })
+        .collect()
+}
+
+/// Reads the text of a scenario with some of its values replaced: `path=value`, the value being TOML.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_with(file: &str, text: &str, settings: &[String]) -> Result<Scenario, ScenarioError> {
+    let error = |words: String| ScenarioError {
+        file: file.into(),
+        text: text.into(),
+        diagnostics: vec![Diagnostic::new(0..0, words)],
+    };
+    parse(file, text)?;
+    let mut combination = Vec::new();
+    for setting in settings {
+        let (path, value) = setting
+            .split_once('=')
+            .ok_or_else(|| error(format!("\"{setting}\" is no setting: write PATH=VALUE")))?;
+        // What is no TOML value is taken for a word.
+        let value = format!("v = {value}")
+            .parse::<toml::Table>()
+            .ok()
+            .and_then(|mut table| table.remove("v"))
+            .unwrap_or_else(|| toml::Value::String(value.into()));
+        combination.push((path.trim().to_owned(), value));
+    }
+    with(text, &combination).map_err(error)
+}
+
+fn with(text: &str, combination: &Combination) -> Result<Scenario, String> {
+    if combination.is_empty() {
+        return toml::from_str(text).map_err(|wrong| wrong.message().to_owned());
+    }
+    let mut table: toml::Table = text
+        .parse()
+        .map_err(|wrong: toml::de::Error| wrong.message().to_owned())?;
+    table.remove("matrix");
+    for (path, value) in combination {
+        matrix::put(&mut table, path, value.clone())?;
+    }
+    // Written out again, so that places refer to a text that exists.
+    let text = table.to_string();
+    let scenario: Scenario = toml::from_str(&text).map_err(|wrong| wrong.message().to_owned())?;
+    match check::check(&scenario).into_iter().next() {
+        None => Ok(scenario),
+        Some(one) => Err(one.message),
+    }
+}
+
+/// Reads and checks a scenario file.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn read(path: &Path) -> Result<(String, Vec<Variant>), ScenarioError> {
+    let file = path.display().to_string();
+    let unreadable = |words: String| ScenarioError {
+        file: file.clone(),
+        text: String::new(),
+        diagnostics: vec![Diagnostic::new(0..0, words)],
+    };
+    let length = std::fs::metadata(path)
+        .map_err(|error| unreadable(format!("cannot be read: {error}")))?
+        .len();
+    if length > FILE_MAX {
+        return Err(unreadable("is longer than 1 MiB: no scenario is".into()));
+    }
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| unreadable(format!("cannot be read: {error}")))?;
+    let variants = parse(&file, &text)?;
+    Ok((text, variants))
+}
+
+/// The JSON schema of scenario files.
+#[must_use]
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(Scenario).to_value()
+}
