@@ -35,7 +35,7 @@ procedures!(PROGRAM, VERSION, {
     Renew = 2: RenewArgs => LeaseResult<'a, Holding<'a>>,
     /// Compare-and-swap: takes an exclusive lease over from whoever holds it at the expected epoch.
     Take = 3: TakeArgs<'a> => LeaseResult<'a, Grant<'a>>,
-    /// Gives a lease back.
+    /// Gives a lease back. Other readers keep theirs.
     Release = 4: FileHandle => LeaseResult<'a, Holding<'a>>,
     /// State of a lease.
     Get = 5: DirEntry<'a> => LeaseResult<'a, Holding<'a>>,
@@ -55,7 +55,7 @@ xdr_enum!(
     Mode as "a lease mode" {
         /// To read and write, alone.
         Exclusive = 0,
-        /// To read, among others, while nobody writes. For base copies.
+        /// To read, among others, while nobody writes. For base copies. Each reader has an epoch of its own.
         Shared = 1,
     }
 );
@@ -84,9 +84,9 @@ xdr_struct!(
         epoch: u64,
         /// What it allows.
         mode: Mode,
-        /// Holder; empty if nobody. Of several readers, one.
+        /// Holder; empty if nobody. Of several readers, the last that came.
         owner: Owner<'a>,
-        /// Milliseconds left; 0 if it is free or expired.
+        /// Milliseconds left; 0 if it is free or expired. Of several readers, the longest.
         remaining_ms: u32,
     }
 );
@@ -199,7 +199,7 @@ xdr_struct!(
 xdr_struct!(
     /// Result of LIST.
     Listing<'a> {
-        /// All leases that are held.
+        /// All leases that are held, one that readers share once for each.
         leases: List<Listed<'a>>,
     }
 );

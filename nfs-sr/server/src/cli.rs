@@ -16,7 +16,7 @@ use vhd::{DiskKind, Uuid};
 use crate::{
     client::Client,
     serve::{ServeOptions, serve},
-    sr::{self, chain, check, guard, store::Directory, vdi},
+    sr::{self, chain, check, guard::Guard, statefile, store::Directory, vdi},
 };
 
 /// Storage repository: an NFS version 3 server with leases for virtual disks, and its tools.
@@ -86,6 +86,14 @@ enum SrCommand {
     Gc {
         /// Directory of the repository.
         sr: PathBuf,
+    },
+    /// Show the heartbeats in the statefile of a repository.
+    Statefile {
+        /// Directory of the repository.
+        sr: PathBuf,
+        /// Make the statefile, of a repository that has none.
+        #[arg(long)]
+        create: bool,
     },
 }
 
@@ -197,10 +205,30 @@ fn run_sr(command: SrCommand) -> Result<()> {
         }
         SrCommand::Gc { sr } => {
             let store = Directory::new(&sr);
-            // If the lease cannot be told the disk counts as open.
-            let busy = |name: &str| !matches!(guard::holder(&sr, name), Ok(None));
-            for done in chain::collect(&store, &busy)? {
+            for done in chain::collect(&store, &Guard::new(&sr)?)? {
                 println!("{done}");
+            }
+        }
+        SrCommand::Statefile { sr, create: true } => {
+            let path = sr.canonicalize()?;
+            let name = path.file_name().and_then(|name| name.to_str());
+            let uuid = name.and_then(|name| name.parse().ok()).with_context(|| {
+                format!(
+                    "{} is not the directory of a repository, whose name is a UUID",
+                    sr.display()
+                )
+            })?;
+            statefile::create(&Directory::new(&sr), uuid)?;
+        }
+        SrCommand::Statefile { sr, create: false } => {
+            println!("{:>5}  {:<36}  {:>12}", "INDEX", "HOST", "HEARTBEATS");
+            for heartbeat in statefile::heartbeats(&Directory::new(&sr))? {
+                match heartbeat.last {
+                    Ok((host, sequence)) => {
+                        println!("{:>5}  {host}  {sequence:>12}", heartbeat.index)
+                    }
+                    Err(bad) => println!("{:>5}  {bad}", heartbeat.index),
+                }
             }
         }
     }
@@ -241,18 +269,21 @@ fn run_vdi(command: VdiCommand) -> Result<()> {
         VdiCommand::Snapshot { vdi, uuid } => {
             let (store, name) = split(&vdi)?;
             let new = uuid.unwrap_or_else(vdi::new_uuid);
-            guard::free(directory(&vdi), &name)?;
+            let guard = Guard::new(directory(&vdi))?;
+            guard.hold(&name)?;
             chain::snapshot(&store, disk_uuid(&name)?, new)?;
             println!("{}", directory(&vdi).join(vdi::file_name(new)).display());
         }
         VdiCommand::Delete { vdi } => {
             let (store, name) = split(&vdi)?;
-            guard::free(directory(&vdi), &name)?;
+            let guard = Guard::new(directory(&vdi))?;
+            guard.hold(&name)?;
             chain::delete(&store, disk_uuid(&name)?)?;
         }
         VdiCommand::Resize { vdi, size } => {
             let (store, name) = split(&vdi)?;
-            guard::free(directory(&vdi), &name)?;
+            let guard = Guard::new(directory(&vdi))?;
+            guard.hold(&name)?;
             chain::resize(&store, disk_uuid(&name)?, size)?;
         }
         VdiCommand::Info { vdi } => {

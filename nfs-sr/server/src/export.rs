@@ -1,6 +1,6 @@
 //! What is exported, to whom, and as whom a client's user acts.
 
-use std::{net::IpAddr, path::PathBuf, str::FromStr};
+use std::{io, net::IpAddr, path::PathBuf, str::FromStr};
 
 use nfs3::rpc::Credentials;
 use rustix::{
@@ -11,6 +11,9 @@ use rustix::{
 
 /// User and group that have no rights of their own.
 const NOBODY: u32 = 65534;
+
+/// The number that no user or group has: Linux takes it for "leave as it is" (setresuid(2), chown(2)).
+pub const NO_ID: u32 = u32::MAX;
 
 /// Which users are mapped to nobody.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -135,10 +138,11 @@ pub struct User {
 
 impl From<&nfs3::rpc::UnixUser<'_>> for User {
     fn from(user: &nfs3::rpc::UnixUser<'_>) -> Self {
+        let known = |id: &u32| if *id == NO_ID { NOBODY } else { *id };
         Self {
-            uid: user.uid,
-            gid: user.gid,
-            groups: user.groups.clone(),
+            uid: known(&user.uid),
+            gid: known(&user.gid),
+            groups: user.groups.iter().map(known).collect(),
         }
     }
 }
@@ -174,18 +178,22 @@ impl User {
     }
 
     /// Has the calling thread act as this user on files until the guard is dropped. Without privilege the server
-    /// can only act as who it is, and does.
-    pub fn act(&self) -> Acting {
+    /// can only act as who it is, and does. In a container there may be no such user.
+    pub fn act(&self) -> io::Result<Acting> {
         let privileged = geteuid().is_root();
         if !privileged || (self.is_superuser() && self.gid == 0) {
-            return Acting { switched: false };
+            return Ok(Acting { switched: false });
         }
+        // From here on, to be undone also if it succeeds in part only.
+        let acting = Acting { switched: true };
         let groups: Vec<Gid> = self.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
         let switched = set_thread_groups(&groups)
             .and_then(|()| set_thread_res_gid(None, Gid::from_raw(self.gid), None))
             .and_then(|()| set_thread_res_uid(None, Uid::from_raw(self.uid), None));
-        switched.expect("a privileged thread may act as anybody");
-        Acting { switched: true }
+        match switched {
+            Ok(()) => Ok(acting),
+            Err(_) => Err(io::ErrorKind::PermissionDenied.into()),
+        }
     }
 }
 

@@ -84,6 +84,7 @@ fn parse_cidr(text: &str) -> Result<IpCidr, String> {
 /// Serves until SIGTERM or SIGINT.
 pub fn serve(options: ServeOptions) -> Result<()> {
     let signals = block_signals()?;
+    end_on_panic();
     // Modes are what clients ask for.
     rustix::process::umask(rustix::fs::Mode::empty());
     raise_descriptor_limit();
@@ -102,6 +103,9 @@ pub fn serve(options: ServeOptions) -> Result<()> {
         .map(|listener| listener.local_addr())
         .transpose()?;
     let server = Server::open(config(&options, tcp), events.clone())?;
+    server
+        .announce(tcp)
+        .with_context(|| format!("cannot write in {}", options.directory.display()))?;
     let mut running = Running::new(signals)?;
     if let Some(listener) = listener {
         let server = server.clone();
@@ -266,6 +270,16 @@ fn block_signals() -> Result<SigSet> {
     signals.add(Signal::SIGINT);
     signals.thread_block().context("cannot block signals")?;
     Ok(signals)
+}
+
+/// A server of which a thread is missing would leave calls without a reply and locks taken. Rather it ends, clients wait, and whoever
+/// started it starts it again.
+fn end_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 /// A descriptor or two for each file in use, and one for each connection.

@@ -1,6 +1,13 @@
 //! From an RPC record to its reply: which program, as whom, now or on a thread that may wait.
 
-use std::{io, net::IpAddr, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Instant};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::fs::{DirBuilderExt, FileExt},
+    path::Path,
+    sync::Arc,
+    time::Instant,
+};
 
 use nfs3::{
     lease, mount, nfs, portmap,
@@ -23,6 +30,9 @@ use crate::{
 
 /// Threads that may wait for the disk.
 const POOL: usize = 8;
+/// File in the private directory that the server, or a tool, locks for as long as it runs. In it is where tools reach the server;
+/// nothing while a tool has it.
+pub(crate) const LOCK: &str = "lock";
 
 /// What a server is made of.
 pub struct Config {
@@ -70,8 +80,8 @@ pub struct Server {
     pub(crate) port: u16,
     duplicates: drc::Cache,
     pub(crate) pool: Pool,
-    /// Held for as long as the server lives, so no second one serves the same directory.
-    _lock: std::fs::File,
+    /// Locked for as long as the server lives, so no second one serves the same directory.
+    lock: std::fs::File,
 }
 
 /// A call whose reply is still to be made.
@@ -101,10 +111,11 @@ impl Server {
             }
             _ => {}
         }
-        let lock = std::fs::File::create(private.join("lock")).map_err(failed)?;
+        let lock = open_lock(&private.join(LOCK)).map_err(failed)?;
         if lock.try_lock().is_err() {
             return Err(StartError::Busy(directory.display().to_string()));
         }
+        lock.set_len(0).map_err(failed)?;
         let key = load_key(&private).map_err(failed)?;
         let (disk, now) = (config.disk.clone(), Instant::now());
         let leases = Leases::open(
@@ -126,8 +137,23 @@ impl Server {
             duplicates: drc::Cache::default(),
             pool: Pool::new(POOL),
             export: config.export,
-            _lock: lock,
+            lock,
         }))
+    }
+
+    /// Tells the tools where they reach this server; they do not if it does not listen on TCP.
+    pub fn announce(&self, tcp: Option<SocketAddr>) -> io::Result<()> {
+        let reached = tcp.map(|address| match address {
+            SocketAddr::V4(v4) if v4.ip().is_unspecified() => {
+                (Ipv4Addr::LOCALHOST, v4.port()).into()
+            }
+            SocketAddr::V6(v6) if v6.ip().is_unspecified() => {
+                (Ipv6Addr::LOCALHOST, v6.port()).into()
+            }
+            address => address,
+        });
+        let text = reached.map_or("-".into(), |address| address.to_string());
+        self.lock.write_all_at(text.as_bytes(), 0)
     }
 
     /// Takes a call. Its reply, exactly one, goes to `to`, perhaps before this returns. A record that is no call at
@@ -298,6 +324,16 @@ fn must_not_repeat(call: &Call<'_>) -> bool {
         ),
         _ => false,
     }
+}
+
+/// Opens the lock without changing what whoever holds it has written.
+pub(crate) fn open_lock(path: &Path) -> io::Result<std::fs::File> {
+    std::fs::File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
 }
 
 /// The key of the handles, made when the export is served for the first time.

@@ -5,7 +5,6 @@ mod support;
 use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
-    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -15,62 +14,14 @@ use nfs3::{
     nfs::{Read, ReadArgs},
     rpc::{self, Credentials},
 };
-use std::io::{BufRead, BufReader};
-use support::{Calls, TestServer};
-
-struct Program(Child, std::net::SocketAddr);
-
-impl Program {
-    fn start(directory: &std::path::Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_nfs-sr"))
-            .arg("serve")
-            .arg(directory)
-            .args(["--listen", "127.0.0.1:0"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("start");
-        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let ready: serde_json::Value =
-            serde_json::from_str(&lines.next().expect("a line").expect("UTF-8")).expect("JSON");
-        // The rest is of no interest, but must be read.
-        std::thread::spawn(move || lines.for_each(drop));
-        let address = ready["tcp"]
-            .as_str()
-            .expect("an address")
-            .parse()
-            .expect("an address");
-        Self(child, address)
-    }
-
-    /// Most memory that was ever in use, in MiB.
-    fn peak_mib(&self) -> u64 {
-        let status =
-            std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("it runs");
-        let line = status
-            .lines()
-            .find(|line| line.starts_with("VmHWM"))
-            .expect("Linux says so");
-        line.split_whitespace()
-            .nth(1)
-            .and_then(|kib| kib.parse::<u64>().ok())
-            .expect("a number")
-            / 1024
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        self.0.kill().expect("kill");
-        self.0.wait().expect("reaped");
-    }
-}
+use support::{Calls, TestServer, program::Program};
 
 #[test]
 fn a_hundred_clients_take_little_memory() {
     let dir = tempfile::tempdir().expect("temporary directory");
-    let program = Program::start(dir.path());
+    let program = Program::start(dir.path(), &[]);
     let mut clients: Vec<_> = (0..100)
-        .map(|_| Client::new(support::connect(program.1)))
+        .map(|_| Client::new(support::connect(program.address)))
         .collect();
     let root = clients[0].root();
     let file = clients[0].create(root, "disk").expect("created");
@@ -107,8 +58,8 @@ fn a_hundred_clients_take_little_memory() {
 #[test]
 fn a_client_that_does_not_read_is_not_served_into_memory() {
     let dir = tempfile::tempdir().expect("temporary directory");
-    let program = Program::start(dir.path());
-    let mut client = Client::new(support::connect(program.1));
+    let program = Program::start(dir.path(), &[]);
+    let mut client = Client::new(support::connect(program.address));
     let root = client.root();
     let file = client.create(root, "disk").expect("created");
     for i in 0..4 {
@@ -116,7 +67,7 @@ fn a_client_that_does_not_read_is_not_served_into_memory() {
             .write(file, i << 20, &vec![1; 1 << 20], Stability::Unstable)
             .expect("written");
     }
-    let mut slow = TcpStream::connect(program.1).expect("the server listens");
+    let mut slow = TcpStream::connect(program.address).expect("the server listens");
     slow.set_write_timeout(Some(Duration::from_millis(300)))
         .expect("a TCP socket");
     for xid in 0..20_000 {

@@ -55,6 +55,12 @@ fn acquire(
     }
 }
 
+fn release(client: &mut Conn, handle: FileHandle) -> Result<(), LeaseStatus> {
+    let record = client.call::<Release>(&handle).expect("connected");
+    let released = record.results::<Release>().expect("a reply").0;
+    released.map(drop).map_err(|refused| refused.status)
+}
+
 fn take(
     client: &mut Conn,
     root: FileHandle,
@@ -355,14 +361,62 @@ fn readers_share_and_do_not_write() {
     };
     let (first, a) = acquire(&mut client, &shared("h1")).expect("free");
     let (second, b) = acquire(&mut client, &shared("h2")).expect("shared");
-    assert_eq!((a.epoch, b.epoch, first), (1, 1, second));
-    client.read(first, 0, 1).expect("a reader reads");
+    assert_eq!((a.epoch, b.epoch), (1, 2));
+    for handle in [first, second] {
+        client.read(handle, 0, 1).expect("a reader reads");
+        assert_eq!(
+            client.write(handle, 0, b"x", Stability::Unstable).map(drop),
+            Err(Status::Acces)
+        );
+    }
+    let exclusive = |client: &mut Conn| {
+        acquire(client, &acquire_args(root, "disk", "h3")).map_err(|refused| refused.0)
+    };
+    assert_eq!(exclusive(&mut client), Err(LeaseStatus::Held));
+    release(&mut client, first).expect("h1 holds it");
+    assert_eq!(client.read(first, 0, 1), Err(Status::Stale), "it is back");
+    client.read(second, 0, 1).expect("h2 still reads");
+    assert_eq!(release(&mut client, first), Err(LeaseStatus::Stale));
+    assert_eq!(exclusive(&mut client), Err(LeaseStatus::Held), "for h2");
+    release(&mut client, second).expect("h2 holds it");
+    let (_, c) = exclusive(&mut client).expect("nobody reads any more");
+    assert_eq!(c.epoch, 3);
+}
+
+#[test]
+fn each_reader_has_its_own_time_and_survives_a_restart() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let server = TestServer::start(dir.path());
+    let mut client = server.client();
+    let (root, _) = disk(&mut client);
+    let shared = |owner, epoch, ttl_ms| AcquireArgs {
+        mode: Mode::Shared,
+        expected_epoch: epoch,
+        ttl_ms,
+        ..acquire_args(root, "disk", owner)
+    };
+    let (short, _) = acquire(&mut client, &shared("h1", 0, 1)).expect("free");
+    let (long, _) = acquire(&mut client, &shared("h2", 0, 60_000)).expect("shared");
+    // A host that was restarted: its old handle is worth nothing.
+    let (again, taken) = acquire(&mut client, &shared("h2", 2, 60_000)).expect("its own");
+    assert_eq!(taken, state(3, "h2", true));
+    assert_eq!(client.read(long, 0, 1), Err(Status::Stale));
     assert_eq!(
-        client.write(first, 0, b"x", Stability::Unstable).map(drop),
-        Err(Status::Acces)
+        acquire(&mut client, &shared("h4", 3, 60_000)).map_err(|refused| refused.0),
+        Err(LeaseStatus::Held),
+        "another's epoch"
     );
-    let exclusive = acquire(&mut client, &acquire_args(root, "disk", "h3"));
-    assert_eq!(exclusive.map_err(|e| e.0), Err(LeaseStatus::Held));
+    drop((client, server));
+    let server = TestServer::start(dir.path());
+    let mut client = server.client();
+    client.read(again, 0, 1).expect("h2 still reads");
+    thread::sleep(Duration::from_millis(20));
+    let (third, _) = acquire(&mut client, &shared("h3", 0, 60_000)).expect("shared");
+    assert_eq!(client.read(short, 0, 1), Err(Status::Stale), "time is over");
+    for handle in [again, third] {
+        release(&mut client, handle).expect("held");
+    }
+    acquire(&mut client, &acquire_args(root, "disk", "h5")).expect("nobody reads any more");
 }
 
 #[test]

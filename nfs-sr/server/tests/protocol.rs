@@ -455,6 +455,33 @@ fn users_have_the_rights_that_files_give_them() {
     );
 }
 
+/// To Linux the number means "no change", so whoever came with it would act as the server.
+#[test]
+fn the_number_that_is_no_user_is_nobody() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let server = TestServer::start(dir.path());
+    let mut client = server.client();
+    let root = client.root();
+    let file = client.create(root, "a").expect("created");
+    let mut strange = server.client_as(u32::MAX, u32::MAX);
+    assert_eq!(strange.create(root, "b"), Err(Status::Acces));
+    let mut own = |uid| {
+        let args = SetAttrArgs {
+            object: file,
+            attributes: SetAttributes {
+                uid: Some(uid),
+                ..SetAttributes::default()
+            },
+            guard: None,
+        };
+        let record = client.call::<SetAttr>(&args).expect("connected");
+        let set = record.results::<SetAttr>().expect("a reply");
+        set.map(drop).map_err(|failure| failure.status)
+    };
+    assert_eq!(own(u32::MAX), Err(Status::Inval));
+    assert_eq!(own(7), Ok(()), "the server still serves");
+}
+
 #[test]
 fn a_read_only_export_is_not_changed() {
     let dir = tempfile::tempdir().expect("temporary directory");

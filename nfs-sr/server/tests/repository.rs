@@ -80,7 +80,7 @@ fn history(random: &mut Rng, places: &[u64]) -> (MemoryStore, Model) {
                 chain::delete(&store, uuid).expect("deleted");
                 model.remove(&uuid);
             }
-            3 => drop(chain::collect(&store, &|_| false).expect("collected")),
+            3 => drop(chain::collect(&store, &()).expect("collected")),
             _ => {
                 let (at, value) = (places[random.usize(0..places.len())], random.u8(1..));
                 write(&store, uuid, at, value).expect("written");
@@ -104,7 +104,7 @@ fn disks_keep_their_contents_whatever_becomes_of_the_others() {
         let places = places(&mut random);
         let (store, model) = history(&mut random, &places);
         all_hold(&store, &model, &places).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
-        chain::collect(&store, &|_| false).expect("collected");
+        chain::collect(&store, &()).expect("collected");
         all_hold(&store, &model, &places)
             .unwrap_or_else(|why| panic!("seed {seed}, collected: {why}"));
         let survey = Survey::take(&store).expect("readable");
@@ -133,7 +133,7 @@ fn perform(store: &MemoryStore, operation: Operation, uuid: Uuid, at: u64) -> Re
     match operation {
         Operation::Snapshot => chain::snapshot(store, uuid, NEW),
         Operation::Delete => chain::delete(store, uuid),
-        Operation::Collect => chain::collect(store, &|_| false).map(drop),
+        Operation::Collect => chain::collect(store, &()).map(drop),
         Operation::Resize => chain::resize(store, uuid, 2 * SIZE),
         Operation::Write => write(store, uuid, at, 255),
     }
@@ -240,6 +240,6 @@ fn check_after(
         _ => {}
     }
     all_hold(store, &expected, places)?;
-    chain::collect(store, &|_| false).map_err(|error| error.to_string())?;
+    chain::collect(store, &()).map_err(|error| error.to_string())?;
     all_hold(store, &expected, places)
 }

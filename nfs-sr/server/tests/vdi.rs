@@ -99,7 +99,7 @@ fn a_snapshot_keeps_what_the_disk_was_and_can_be_flattened() {
     assert!(exported(disk) == after && exported(snapshot) == before);
     // A single child is merged into its parent, and the disk is one that qemu-img reads again.
     chain::delete(&store, snapshot).expect("deleted");
-    chain::collect(&store, &|_| false).expect("collected");
+    chain::collect(&store, &()).expect("collected");
     assert_eq!(
         vdi::info(&store, &file_name(disk))
             .expect("a good disk")

@@ -32,10 +32,12 @@ const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 pub enum Change {
     /// The owner holds it alone.
     Exclusive,
-    /// The owner, and perhaps others before it, may read under this epoch.
+    /// The owner may read under this epoch, beside other readers.
     Shared,
     /// Nobody holds it.
     Free,
+    /// Whoever held it by this epoch has given it back.
+    Left,
 }
 
 /// A change of a lease.
@@ -110,27 +112,27 @@ impl Journal {
         })
     }
 
-    /// The file has no room for another record.
-    pub fn is_full(&self) -> bool {
-        self.position >= CAPACITY * RECORD as u64
+    /// The file has room for so many more records.
+    pub fn has_room(&self, records: usize) -> bool {
+        self.position + (records * RECORD) as u64 <= CAPACITY * RECORD as u64
     }
 
-    /// Appends a change and waits until it is on disk.
-    pub fn append(&mut self, record: &Record) -> Result<(), JournalError> {
-        self.try_append(record).map_err(|error| JournalError {
+    /// Appends changes and waits until they are on disk.
+    pub fn append(&mut self, records: &[Record]) -> Result<(), JournalError> {
+        self.try_append(records).map_err(|error| JournalError {
             path: self.dir.join(NAME),
             error,
         })
     }
 
-    fn try_append(&mut self, record: &Record) -> io::Result<()> {
-        let bytes = encode(record, self.sequence + 1);
+    fn try_append(&mut self, records: &[Record]) -> io::Result<()> {
+        let bytes = encode_all(records, self.sequence);
         self.file.write_at(&bytes, self.position)?;
         if self.sync {
             self.file.sync(Cover::Data)?;
         }
-        self.sequence += 1;
-        self.position += RECORD as u64;
+        self.sequence += records.len() as u64;
+        self.position += bytes.len() as u64;
         Ok(())
     }
 
@@ -156,11 +158,7 @@ fn rewrite(
     sync: bool,
 ) -> io::Result<(Box<dyn FileIo>, u64)> {
     let new = dir.join("leases.new");
-    let mut bytes: Vec<u8> = records
-        .iter()
-        .zip(sequence + 1..)
-        .flat_map(|(record, sequence)| encode(record, sequence))
-        .collect();
+    let mut bytes = encode_all(records, sequence);
     let position = bytes.len() as u64;
     // Real zeros, not a hole: overwriting them later changes no metadata.
     bytes.resize((CAPACITY as usize * RECORD).max(bytes.len() + RECORD), 0);
@@ -195,6 +193,15 @@ fn replay(bytes: &[u8]) -> (Vec<Record>, u64) {
         records.push(record);
     }
     (records, last)
+}
+
+/// Records that follow the one with number `last`.
+fn encode_all(records: &[Record], last: u64) -> Vec<u8> {
+    records
+        .iter()
+        .zip(last + 1..)
+        .flat_map(|(record, sequence)| encode(record, sequence))
+        .collect()
 }
 
 fn encode(record: &Record, sequence: u64) -> [u8; RECORD] {
@@ -235,6 +242,7 @@ fn decode(bytes: &[u8]) -> Option<(Record, u64)> {
         0 => Change::Exclusive,
         1 => Change::Shared,
         2 => Change::Free,
+        3 => Change::Left,
         _ => return None,
     };
     let owner = &bytes[37..];

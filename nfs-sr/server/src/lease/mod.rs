@@ -7,8 +7,10 @@
 
 mod journal;
 mod program;
+mod state;
 mod table;
 
 pub use journal::JournalError;
 pub use program::serve;
-pub use table::{Access, Denied, Leases, Refusal, View, holders};
+pub use state::View;
+pub use table::{Access, Denied, Leases, Refusal, holders};

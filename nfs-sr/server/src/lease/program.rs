@@ -6,14 +6,17 @@ use nfs3::{
     DirEntry, FileHandle, FileType, Path,
     lease::{
         self, Acquire, Break, Get, Grant, Holding, LeaseResult, LeaseStatus, ListAll, Listed,
-        Listing, Mode, Owner, Refused, Release, Renew, Take,
+        Listing, Owner, Refused, Release, Renew, Take,
     },
     rpc::{Call, Procedure, Refusal as RpcRefusal},
     xdr::List,
 };
 use rustix::io::Errno;
 
-use super::table::{Refusal, View};
+use super::{
+    state::{NEVER, View},
+    table::Refusal,
+};
 use crate::{
     export::User,
     handles::Opened,
@@ -149,13 +152,10 @@ fn refused(refusal: &Refusal) -> Refused<'_> {
 }
 
 fn refuse(status: LeaseStatus) -> Refusal {
-    let view = View {
-        epoch: 0,
-        mode: Mode::Exclusive,
-        owner: Vec::new(),
-        remaining_ms: 0,
-    };
-    Refusal { status, view }
+    Refusal {
+        status,
+        view: NEVER,
+    }
 }
 
 fn open(server: &Server, handle: &FileHandle) -> Result<(std::sync::Arc<Node>, Opened), Refusal> {

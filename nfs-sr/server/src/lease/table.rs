@@ -9,7 +9,10 @@ use std::{
 
 use nfs3::lease::{LeaseStatus, MAX_TTL_MS, Mode};
 
-use super::journal::{Change, Journal, JournalError, Record};
+use super::{
+    journal::{Change, Journal, JournalError, Record},
+    state::{Lease, NEVER, View, apply, snapshot},
+};
 use crate::{
     events::{Event, Events},
     file_io::Disk,
@@ -35,36 +38,6 @@ pub enum Denied {
     NotHolder,
 }
 
-/// A lease.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lease {
-    /// Grows with every change of holder.
-    pub epoch: u64,
-    /// What it allows.
-    pub mode: Mode,
-    /// Who holds it; of several readers, the last that came.
-    pub owner: Option<Vec<u8>>,
-    /// Until when.
-    pub expires: Instant,
-    /// Time that was asked for.
-    pub ttl_ms: u32,
-    /// Where the file was found when the lease last changed.
-    pub path: PathBuf,
-}
-
-/// State of a lease for a reply.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct View {
-    /// Epoch; 0 if there never was a lease.
-    pub epoch: u64,
-    /// What it allows.
-    pub mode: Mode,
-    /// Who holds it, empty if nobody; of several readers, the last that came.
-    pub owner: Vec<u8>,
-    /// Time left.
-    pub remaining_ms: u32,
-}
-
 /// A refusal, with the state that explains it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -74,29 +47,21 @@ pub struct Refusal {
     pub view: View,
 }
 
-impl Lease {
-    fn is_held(&self, now: Instant) -> bool {
-        self.owner.is_some() && self.expires > now
-    }
+/// Most readers of one file.
+const MAX_READERS: usize = 1024;
 
-    fn view(&self, now: Instant) -> View {
-        let remaining = self.expires.saturating_duration_since(now).as_millis() as u32;
-        View {
-            epoch: self.epoch,
-            mode: self.mode,
-            owner: self.owner.clone().unwrap_or_default(),
-            remaining_ms: if self.owner.is_some() { remaining } else { 0 },
-        }
-    }
+/// What becomes of a lease: records to be written, and the name of the event.
+struct Decision {
+    steps: Vec<(u64, Change)>,
+    event: &'static str,
 }
 
-/// No lease was ever granted.
-const NEVER: View = View {
-    epoch: 0,
-    mode: Mode::Exclusive,
-    owner: Vec::new(),
-    remaining_ms: 0,
-};
+fn decided(event: &'static str, epoch: u64, change: Change) -> Result<Decision, LeaseStatus> {
+    Ok(Decision {
+        steps: vec![(epoch, change)],
+        event,
+    })
+}
 
 /// All leases of an export.
 pub struct Leases {
@@ -139,12 +104,11 @@ impl Leases {
                 self.deny(Denied::Stale)
             };
         };
-        let held = lease.owner.is_some();
         match (epoch, access) {
             (0, Access::Read) => Ok(()),
-            (0, Access::Write) if held => self.deny(Denied::NotHolder),
+            (0, Access::Write) if !lease.holders.is_empty() => self.deny(Denied::NotHolder),
             (0, Access::Write) => Ok(()),
-            (epoch, _) if epoch != lease.epoch || !held => self.deny(Denied::Stale),
+            (epoch, _) if lease.holder(epoch).is_none() => self.deny(Denied::Stale),
             (_, Access::Write) if lease.mode == Mode::Shared => self.deny(Denied::NotHolder),
             _ => Ok(()),
         }
@@ -164,15 +128,22 @@ impl Leases {
         self.read().get(&id).map_or(NEVER, |lease| lease.view(now))
     }
 
-    /// All leases that have a holder, expired or not.
+    /// All leases that have a holder, expired or not; one that several readers share, once for each.
     pub fn list(&self, now: Instant) -> Vec<(PathBuf, View)> {
         let table = self.read();
-        let mut list: Vec<_> = table
-            .values()
-            .filter(|lease| lease.owner.is_some())
-            .map(|lease| (lease.path.clone(), lease.view(now)))
-            .collect();
-        list.sort_by(|a, b| a.0.cmp(&b.0));
+        let holders = table.values().flat_map(|lease| {
+            lease.holders.iter().map(|holder| {
+                let view = View {
+                    epoch: holder.epoch,
+                    mode: lease.mode,
+                    owner: holder.owner.clone(),
+                    remaining_ms: holder.remaining_ms(now),
+                };
+                (lease.path.clone(), view)
+            })
+        });
+        let mut list: Vec<_> = holders.collect();
+        list.sort_by(|a, b| (&a.0, a.1.epoch).cmp(&(&b.0, b.1.epoch)));
         list
     }
 
@@ -194,26 +165,33 @@ impl Leases {
             events,
             |lease| {
                 check_ttl(ttl_ms)?;
-                let view = lease.map_or(NEVER, |lease| lease.view(now));
-                let held = lease.is_some_and(|lease| lease.is_held(now));
-                let own = view.owner == owner;
+                let epoch = lease.map_or(0, |lease| lease.epoch);
+                let shares =
+                    mode == Mode::Shared && lease.is_some_and(|lease| lease.mode == Mode::Shared);
+                let holders = lease.map_or(&[][..], |lease| &lease.holders);
+                let own = holders
+                    .iter()
+                    .find(|holder| holder.epoch == expected_epoch && holder.owner == owner);
+                let others = holders
+                    .iter()
+                    .any(|holder| holder.expires > now && Some(holder) != own);
+                if expected_epoch != 0 && own.is_none() && expected_epoch != epoch {
+                    return Err(LeaseStatus::Stale);
+                }
+                // Who expects an epoch means its own lease, and joins nobody else's.
+                let joins = shares && (expected_epoch == 0 || own.is_some());
+                if others && !joins || joins && holders.len() >= MAX_READERS {
+                    return Err(LeaseStatus::Held);
+                }
+                let leaves = own.filter(|_| shares).map(|own| (own.epoch, Change::Left));
                 let change = match mode {
                     Mode::Exclusive => Change::Exclusive,
                     Mode::Shared => Change::Shared,
                 };
-                if expected_epoch != 0 {
-                    return match (view.epoch == expected_epoch, own || !held) {
-                        (true, true) => Ok((view.epoch + 1, change, "acquired")),
-                        (true, false) => Err(LeaseStatus::Held),
-                        (false, _) => Err(LeaseStatus::Stale),
-                    };
-                }
-                let joins = mode == Mode::Shared && held && view.mode == Mode::Shared;
-                match (held, joins) {
-                    (false, _) => Ok((view.epoch + 1, change, "acquired")),
-                    (true, true) => Ok((view.epoch, change, "acquired")),
-                    (true, false) => Err(LeaseStatus::Held),
-                }
+                Ok(Decision {
+                    steps: leaves.into_iter().chain([(epoch + 1, change)]).collect(),
+                    event: "acquired",
+                })
             },
             owner,
             ttl_ms,
@@ -250,7 +228,7 @@ impl Leases {
                 if epoch != expected_epoch || epoch == 0 {
                     return Err(LeaseStatus::Stale);
                 }
-                Ok((epoch + 1, Change::Exclusive, "transferred"))
+                decided("transferred", epoch + 1, Change::Exclusive)
             },
             owner,
             ttl_ms,
@@ -274,21 +252,30 @@ impl Leases {
                 view: view.clone(),
             })
         };
-        let Some(lease) = lease else {
-            return refuse(LeaseStatus::Stale);
-        };
         if ttl_ms == 0 || ttl_ms > MAX_TTL_MS {
             return refuse(LeaseStatus::Inval);
         }
-        if lease.epoch != epoch || lease.owner.is_none() {
+        let holder = lease.and_then(|lease| {
+            let holder = lease
+                .holders
+                .iter_mut()
+                .find(|holder| holder.epoch == epoch)?;
+            Some((lease.mode, holder))
+        });
+        let Some((mode, holder)) = holder else {
             return refuse(LeaseStatus::Stale);
-        }
-        lease.expires = now + Duration::from_millis(ttl_ms.into());
-        lease.ttl_ms = ttl_ms;
-        Ok(lease.view(now))
+        };
+        holder.expires = now + Duration::from_millis(ttl_ms.into());
+        holder.ttl_ms = ttl_ms;
+        Ok(View {
+            epoch,
+            mode,
+            owner: holder.owner.clone(),
+            remaining_ms: holder.remaining_ms(now),
+        })
     }
 
-    /// RELEASE by the handle of `epoch`. A shared lease stays until its time is over: others may read under the same epoch.
+    /// RELEASE by the handle of `epoch`. Other readers keep their lease.
     pub fn release(
         &self,
         node: &Node,
@@ -301,8 +288,8 @@ impl Leases {
             now,
             events,
             |lease| match lease {
-                Some(lease) if lease.epoch == epoch && lease.owner.is_some() => {
-                    Ok((epoch, Change::Free, "released"))
+                Some(lease) if lease.holder(epoch).is_some() => {
+                    decided("released", epoch, Change::Left)
                 }
                 _ => Err(LeaseStatus::Stale),
             },
@@ -318,11 +305,8 @@ impl Leases {
             now,
             events,
             |lease| {
-                Ok((
-                    lease.map_or(0, |lease| lease.epoch) + 1,
-                    Change::Free,
-                    "broken",
-                ))
+                let epoch = lease.map_or(0, |lease| lease.epoch);
+                decided("broken", epoch + 1, Change::Free)
             },
             &[],
             0,
@@ -335,7 +319,7 @@ impl Leases {
         node: &Node,
         now: Instant,
         events: &Events,
-        decide: impl FnOnce(Option<&Lease>) -> Result<(u64, Change, &'static str), LeaseStatus>,
+        decide: impl FnOnce(Option<&Lease>) -> Result<Decision, LeaseStatus>,
         owner: &[u8],
         ttl_ms: u32,
     ) -> Result<View, Refusal> {
@@ -343,26 +327,30 @@ impl Leases {
         let (decision, before) = {
             let table = self.read();
             let lease = table.get(&node.id);
-            (decide(lease), lease.map_or(NEVER, |lease| lease.view(now)))
+            (decide(lease), lease.cloned())
         };
+        let view = before.as_ref().map_or(NEVER, |lease| lease.view(now));
         let refused = |status| Refusal {
             status,
-            view: before.clone(),
+            view: view.clone(),
         };
-        let (epoch, change, name) = decision.map_err(refused)?;
-        let record = Record {
-            id: node.id,
-            epoch,
-            ttl_ms,
-            change,
-            owner: owner.to_vec(),
-            path: node.path(),
-        };
-        let durable = match journal.is_full() {
-            true => journal.compact(&snapshot(&self.read())),
-            false => Ok(()),
+        let Decision { steps, event } = decision.map_err(refused)?;
+        let records: Vec<Record> = steps
+            .into_iter()
+            .map(|(epoch, change)| Record {
+                id: node.id,
+                epoch,
+                ttl_ms,
+                change,
+                owner: owner.to_vec(),
+                path: node.path(),
+            })
+            .collect();
+        let durable = match journal.has_room(records.len()) {
+            true => Ok(()),
+            false => journal.compact(&snapshot(&self.read())),
         }
-        .and_then(|()| journal.append(&record));
+        .and_then(|()| journal.append(&records));
         if let Err(error) = durable {
             events.report(&Event::StorageFailed {
                 path: node.path().display().to_string(),
@@ -370,32 +358,34 @@ impl Leases {
             });
             return Err(refused(LeaseStatus::Io));
         }
-        let view = {
+        let after = {
             let _fence = node.fence.write().expect("nothing panics under the fence");
             let mut table = self.table.write().expect("nothing panics under the lock");
-            apply(&mut table, &record, now);
+            records
+                .iter()
+                .for_each(|record| apply(&mut table, record, now));
             table.get(&node.id).map_or(NEVER, |lease| lease.view(now))
         };
-        if record.change != Change::Free && !before.owner.is_empty() && before.remaining_ms == 0 {
+        let report = |epoch, owner: &[u8], change| {
             events.report(&Event::Lease {
-                path: record.path.display().to_string(),
-                epoch: before.epoch,
-                owner: String::from_utf8_lossy(&before.owner).into_owned(),
-                change: "expired",
+                path: node.path().display().to_string(),
+                epoch,
+                owner: String::from_utf8_lossy(owner).into_owned(),
+                change,
             });
-        }
-        let reported = if owner.is_empty() {
-            &before.owner
-        } else {
-            &record.owner
         };
-        events.report(&Event::Lease {
-            path: record.path.display().to_string(),
-            epoch,
-            owner: String::from_utf8_lossy(reported).into_owned(),
-            change: name,
-        });
-        Ok(view)
+        if !owner.is_empty() && !view.owner.is_empty() && view.remaining_ms == 0 {
+            report(view.epoch, &view.owner, "expired");
+        }
+        let epoch = records.last().map_or(0, |record| record.epoch);
+        let left = before.as_ref().and_then(|lease| lease.holder(epoch));
+        let subject = match left {
+            _ if !owner.is_empty() => owner,
+            Some(holder) => &holder.owner,
+            None => &view.owner,
+        };
+        report(epoch, subject, event);
+        Ok(after)
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<FileId, Lease>> {
@@ -411,10 +401,13 @@ pub fn holders(dir: &Path) -> Result<Vec<(FileId, Vec<u8>)>, JournalError> {
     records
         .iter()
         .for_each(|record| apply(&mut table, record, now));
-    Ok(table
-        .into_iter()
-        .filter_map(|(id, lease)| Some((id, lease.owner?)))
-        .collect())
+    let holders = table.into_iter().flat_map(|(id, lease)| {
+        lease
+            .holders
+            .into_iter()
+            .map(move |holder| (id, holder.owner))
+    });
+    Ok(holders.collect())
 }
 
 fn check_ttl(ttl_ms: u32) -> Result<(), LeaseStatus> {
@@ -423,47 +416,4 @@ fn check_ttl(ttl_ms: u32) -> Result<(), LeaseStatus> {
     } else {
         Err(LeaseStatus::Inval)
     }
-}
-
-fn apply(table: &mut HashMap<FileId, Lease>, record: &Record, now: Instant) {
-    let mode = match record.change {
-        Change::Exclusive | Change::Free => Mode::Exclusive,
-        Change::Shared => Mode::Shared,
-    };
-    let mut expires = now + Duration::from_millis(record.ttl_ms.into());
-    if let Some(before) = table.get(&record.id)
-        && before.epoch == record.epoch
-        && mode == Mode::Shared
-    {
-        expires = expires.max(before.expires);
-    }
-    let lease = Lease {
-        epoch: record.epoch,
-        mode,
-        owner: (record.change != Change::Free).then(|| record.owner.clone()),
-        expires,
-        ttl_ms: record.ttl_ms,
-        path: record.path.clone(),
-    };
-    table.insert(record.id, lease);
-}
-
-/// The records that give this table when applied to an empty one. Leases that nobody holds stay: their epoch must not
-/// begin anew.
-fn snapshot(table: &HashMap<FileId, Lease>) -> Vec<Record> {
-    table
-        .iter()
-        .map(|(id, lease)| Record {
-            id: *id,
-            epoch: lease.epoch,
-            ttl_ms: lease.ttl_ms,
-            change: match (&lease.owner, lease.mode) {
-                (None, _) => Change::Free,
-                (Some(_), Mode::Exclusive) => Change::Exclusive,
-                (Some(_), Mode::Shared) => Change::Shared,
-            },
-            owner: lease.owner.clone().unwrap_or_default(),
-            path: lease.path.clone(),
-        })
-        .collect()
 }

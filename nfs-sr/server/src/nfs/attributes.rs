@@ -14,7 +14,7 @@ use rustix::{
 use super::Failed;
 use crate::{
     durability::sync_now,
-    export::{User, may},
+    export::{NO_ID, User, may},
     file_io::Cover,
     lease::Access as LeaseAccess,
     node::Node,
@@ -64,10 +64,13 @@ impl Server {
         before: &Attributes,
         user: &User,
     ) -> Result<(), Failed> {
+        if [set.uid, set.gid].contains(&Some(NO_ID)) {
+            return Err(Failed(Status::Inval));
+        }
         if let Some(size) = set.size {
             self.set_size(node, size, before, user)?;
         }
-        let _acting = user.act();
+        let _acting = user.act()?;
         let chown = |uid: Option<u32>, gid: Option<u32>| {
             let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
             let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;

@@ -92,7 +92,7 @@ impl Server {
 
     fn entry_plus<'a>(&self, dir: &Node, item: &'a Item, user: &User) -> EntryPlus<'a> {
         let node = os_name(&item.name).ok().and_then(|name| {
-            let _acting = user.act();
+            let _acting = user.act().ok()?;
             self.nodes.lookup(dir, name).ok()
         });
         EntryPlus {

@@ -66,6 +66,7 @@ impl From<io::Error> for Failed {
     fn from(error: io::Error) -> Self {
         match Errno::from_io_error(&error) {
             Some(errno) => errno.into(),
+            None if error.kind() == io::ErrorKind::PermissionDenied => Self(Status::Acces),
             None => Self(Status::Io),
         }
     }
@@ -191,7 +192,7 @@ impl Server {
         };
         let before = self.post_op(&dir).map(|attributes| (&attributes).into());
         let result = self.writable().and_then(|()| {
-            let _acting = user.act();
+            let _acting = user.act()?;
             change(&dir)
         });
         (

@@ -32,7 +32,7 @@ impl Server {
             if dir.kind != FileType::Directory {
                 return Err(Failed(Status::NotDir));
             }
-            let _acting = user.act();
+            let _acting = user.act()?;
             Ok(self.nodes.lookup(&dir, os_name(args.name.0)?)?)
         })();
         let dir_attributes = self.post_op(&dir);

@@ -136,14 +136,31 @@ pub fn resize<S: Store>(store: &S, uuid: Uuid, size: u64) -> Result<(), SrError>
     at(&name, store.sync_names())
 }
 
-/// Reclaims space: removes base copies that nobody needs, and merges those that have one child only. `busy` tells which
-/// files must be left alone since a host has them, or a descendant, open. Gives what was done, as sentences.
-pub fn collect<S: Store>(store: &S, busy: &dyn Fn(&str) -> bool) -> Result<Vec<String>, SrError> {
+/// What keeps hosts from opening a disk while it is worked on.
+pub trait Hold {
+    /// Holds a disk; false if a host has it open.
+    fn hold(&self, name: &str) -> bool;
+    /// Lets go of all that is held.
+    fn release(&self);
+}
+
+/// Where there are no hosts.
+impl Hold for () {
+    fn hold(&self, _: &str) -> bool {
+        true
+    }
+
+    fn release(&self) {}
+}
+
+/// Reclaims space: removes base copies that nobody needs, and merges those that have one child only. What a host has open, or
+/// a descendant of which it has open, is left alone. Gives what was done, as sentences.
+pub fn collect<S: Store>(store: &S, hold: &impl Hold) -> Result<Vec<String>, SrError> {
     journal::redo_all(store)?;
     let mut done = Vec::new();
     loop {
         let survey = Survey::take(store)?;
-        let Some(action) = next_action(&survey, busy) else {
+        let Some(action) = next_action(&survey, hold) else {
             return Ok(done);
         };
         match action {
@@ -157,6 +174,7 @@ pub fn collect<S: Store>(store: &S, busy: &dyn Fn(&str) -> bool) -> Result<Vec<S
                 done.push(format!("merged {child} into its parent {base}"));
             }
         }
+        hold.release();
     }
 }
 
@@ -165,26 +183,31 @@ enum Action {
     Merge { base: String, child: String },
 }
 
-fn next_action(survey: &Survey, busy: &dyn Fn(&str) -> bool) -> Option<Action> {
+fn next_action(survey: &Survey, hold: &impl Hold) -> Option<Action> {
     for (name, disk) in &survey.disks {
-        if !disk.footer.hidden || survey.any_below(name, busy) {
+        if !disk.footer.hidden {
             continue;
         }
-        match survey.children(name)[..] {
-            [] => return Some(Action::Remove(name.clone())),
+        let action = match survey.children(name)[..] {
+            [] => Action::Remove(name.clone()),
             [child] => {
                 let child_disk = &survey.disks[child];
                 // A hidden child without children goes first; a child that has grown does not fit into its parent.
                 let gone = child_disk.footer.hidden && survey.children(child).is_empty();
-                if !gone && child_disk.footer.size <= disk.footer.size {
-                    return Some(Action::Merge {
-                        base: name.clone(),
-                        child: child.to_owned(),
-                    });
+                if gone || child_disk.footer.size > disk.footer.size {
+                    continue;
+                }
+                Action::Merge {
+                    base: name.clone(),
+                    child: child.to_owned(),
                 }
             }
-            _ => {}
+            _ => continue,
+        };
+        if survey.all_below(name, &|name| hold.hold(name)) {
+            return Some(action);
         }
+        hold.release();
     }
     None
 }

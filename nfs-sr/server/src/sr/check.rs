@@ -5,12 +5,13 @@ use std::{
     fmt,
 };
 
+use ::statefile::NAME as STATEFILE;
 use vhd::{DiskKind, Footer, MAX_CHAIN, SECTOR, Uuid};
 
 use super::{
     chain,
     image::{Layer, SrError, at},
-    journal,
+    journal, statefile,
     store::Store,
     vdi::uuid_of,
 };
@@ -40,6 +41,8 @@ pub enum Problem {
     Chain { name: String },
     VisibleParent { name: String },
     Garbage { name: String },
+    Statefile { why: String },
+    Heartbeat { index: u32, why: String },
 }
 
 impl Problem {
@@ -57,7 +60,9 @@ impl Problem {
             | Self::BeyondEnd { .. }
             | Self::MissingParent { .. }
             | Self::WrongParent { .. }
-            | Self::Chain { .. } => false,
+            | Self::Chain { .. }
+            | Self::Statefile { .. }
+            | Self::Heartbeat { .. } => false,
         }
     }
 
@@ -65,7 +70,10 @@ impl Problem {
     pub fn is_harmless(&self) -> bool {
         matches!(
             self,
-            Self::Unknown { .. } | Self::Garbage { .. } | Self::Leftover { .. }
+            Self::Unknown { .. }
+                | Self::Garbage { .. }
+                | Self::Leftover { .. }
+                | Self::Heartbeat { .. }
         )
     }
 }
@@ -119,6 +127,14 @@ impl fmt::Display for Problem {
                 f,
                 "{name}: a base copy without children; its space can be reclaimed"
             ),
+            Self::Statefile { why } => write!(
+                f,
+                "{STATEFILE}: {why}; disable availability, remove the file and run 'nfs-sr sr statefile --create'"
+            ),
+            Self::Heartbeat { index, why } => write!(
+                f,
+                "{STATEFILE}: slot of host {index}: {why}; the host's next heartbeat mends it"
+            ),
         }
     }
 }
@@ -144,10 +160,11 @@ impl Survey {
                 () if journal::subject(&name).is_some() => {
                     survey.problems.push(Problem::Journal { name })
                 }
-                () if name.ends_with(".vhd.new") => {
+                () if name.ends_with(".vhd.new") || name == "statefile.new" => {
                     survey.problems.push(Problem::Leftover { name })
                 }
                 () if name == "filelog.txt" => {}
+                () if name == STATEFILE => survey.look_at_statefile(store)?,
                 () => survey.problems.push(Problem::Unknown { name }),
             }
         }
@@ -170,19 +187,19 @@ impl Survey {
             .collect()
     }
 
-    /// The file or one of its descendants has this property.
-    pub fn any_below(&self, name: &str, property: &dyn Fn(&str) -> bool) -> bool {
+    /// The file and all its descendants have this property.
+    pub fn all_below(&self, name: &str, property: &dyn Fn(&str) -> bool) -> bool {
         let mut open = vec![name];
         let mut seen = 0;
         while let Some(name) = open.pop() {
             seen += 1;
             // More than there are: a circle, best left alone.
-            if property(name) || seen > self.disks.len() {
-                return true;
+            if seen > self.disks.len() || !property(name) {
+                return false;
             }
             open.extend(self.children(name));
         }
-        false
+        true
     }
 
     fn look_at<S: Store>(&mut self, store: &S, name: String) -> Result<(), SrError> {
@@ -237,6 +254,22 @@ impl Survey {
                 parent,
             },
         );
+        Ok(())
+    }
+
+    fn look_at_statefile<S: Store>(&mut self, store: &S) -> Result<(), SrError> {
+        if let Some(why) = statefile::fault(store)? {
+            self.problems.push(Problem::Statefile { why });
+            return Ok(());
+        }
+        for heartbeat in statefile::heartbeats(store)? {
+            if let Err(bad) = heartbeat.last {
+                self.problems.push(Problem::Heartbeat {
+                    index: heartbeat.index,
+                    why: bad.to_string(),
+                });
+            }
+        }
         Ok(())
     }
 

@@ -9,6 +9,7 @@ pub mod check;
 pub mod guard;
 pub mod image;
 pub mod journal;
+pub mod statefile;
 pub mod store;
 pub mod vdi;
 
@@ -21,6 +22,9 @@ use std::{
 
 use vhd::Uuid;
 
+use image::{SrError, at};
+use store::Directory;
+
 /// Writes a new file and waits until its contents are on disk. Its name is not: sync the directory for that.
 pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let file = File::create(path)?;
@@ -28,10 +32,16 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Creates the directory of a new repository in an export.
-pub fn create(export: &Path, uuid: Uuid) -> io::Result<PathBuf> {
+/// Creates the directory of a new repository in an export, with its statefile.
+pub fn create(export: &Path, uuid: Uuid) -> Result<PathBuf, SrError> {
     let path = export.join(uuid.to_string());
-    std::fs::create_dir(&path)?;
-    File::open(export)?.sync_all()?;
+    let name = path.display().to_string();
+    at(&name, std::fs::create_dir(&path))?;
+    statefile::create(&Directory::new(&path), uuid)?;
+    let export_name = export.display().to_string();
+    at(
+        &export_name,
+        File::open(export).and_then(|dir| dir.sync_all()),
+    )?;
     Ok(path)
 }

@@ -4,5 +4,5 @@
 
 pub mod ethernet;
 pub mod mailbox;
-mod session;
+pub mod session;
 pub mod tcp;

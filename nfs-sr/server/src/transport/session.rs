@@ -56,6 +56,11 @@ impl Session {
         }
     }
 
+    /// Which deliveries are its own.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
     /// More may be received.
     pub fn wants_input(&self) -> bool {
         self.unread.is_empty() && self.has_room()

@@ -4,6 +4,7 @@
 pub mod ethernet;
 pub mod memory_store;
 pub mod power;
+pub mod program;
 
 use std::{
     net::{SocketAddr, TcpListener, TcpStream},

@@ -1,0 +1,72 @@
+//! The server as a program of its own.
+
+use std::{
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+/// A running `nfs-sr serve`. Killed, as by SIGKILL, when dropped.
+pub struct Program {
+    child: Child,
+    pub address: SocketAddr,
+    /// What it said when it was ready.
+    pub ready: serde_json::Value,
+}
+
+impl Program {
+    /// On a port of its own.
+    pub fn start(directory: &Path, arguments: &[&str]) -> Self {
+        Self::on(directory, "127.0.0.1:0", arguments)
+    }
+
+    pub fn on(directory: &Path, listen: &str, arguments: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_nfs-sr"))
+            .arg("serve")
+            .arg(directory)
+            .args(["--listen", listen])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start");
+        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let ready: serde_json::Value =
+            serde_json::from_str(&lines.next().expect("a line").expect("UTF-8")).expect("JSON");
+        // The rest is of no interest, but must be read.
+        std::thread::spawn(move || lines.for_each(drop));
+        let address = ready["tcp"].as_str().expect("an address");
+        let address = address.parse().expect("an address");
+        Self {
+            child,
+            address,
+            ready,
+        }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Most memory that was ever in use, in MiB.
+    pub fn peak_mib(&self) -> u64 {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("it runs");
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmHWM"))
+            .expect("Linux says so");
+        line.split_whitespace()
+            .nth(1)
+            .and_then(|kib| kib.parse::<u64>().ok())
+            .expect("a number")
+            / 1024
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("reaped");
+    }
+}
