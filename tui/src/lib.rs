@@ -1,0 +1,247 @@
+//! The terminal interface of a lab: see the pool, watch the session, break things, and see how long its user notices.
+//!
+//! A client of the lab protocol: it reads a run's event log, and what else lies in the run's folder, and sends
+//! commands to the lab's socket. It knows nothing of hosts, QEMU or the switch. `app` holds state and changes it, purely; `view` draws
+//! it, purely; this file joins them with a terminal. Figures come from `scenarios::measure`, so that screen and report agree.
+
+#![forbid(unsafe_code)]
+
+pub mod app;
+pub mod command;
+pub mod config;
+pub mod keys;
+mod lab_link;
+pub mod log;
+pub mod model;
+pub mod run_folder;
+pub mod screen;
+mod terminal;
+pub mod theme;
+pub mod view;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result};
+use crossterm::event::{self, Event, KeyEventKind, MouseButton, MouseEventKind};
+use lab_protocol::Command;
+
+use app::{App, Effect, Input, Mode};
+use config::Config;
+use lab_link::LabLink;
+use log::Log;
+use run_folder::Recordings;
+use terminal::Screen;
+
+/// Ten frames a second at most, and none when nothing has changed.
+const FRAME: Duration = Duration::from_millis(100);
+
+/// What is to be shown.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The run's folder.
+    pub folder: PathBuf,
+    /// Where runs lie.
+    pub runs: PathBuf,
+    /// Settings.
+    pub config: Config,
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// The lab, if there is one, stays up.
+    Up,
+    /// The lab was told to end.
+    Down,
+}
+
+/// Shows a run until its user leaves, or `stop` is set. A lab that runs is shown live, a finished one is replayed.
+///
+/// # Errors
+/// When the folder holds no run, the settings contradict each other, or the terminal refuses.
+pub fn run(options: &Options, stop: &AtomicBool) -> Result<Left> {
+    let (answers, incoming) = channel();
+    let mut shown = Shown::open(options, &options.folder, &answers)?;
+    let mut screen = Screen::take(options.config.mouse).context("cannot take over the terminal")?;
+    let began = Instant::now();
+    let mut dirty = true;
+    let mut drawn = Instant::now() - FRAME;
+    while !stop.load(Ordering::Relaxed) {
+        let now = || u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        if dirty && drawn.elapsed() >= FRAME {
+            draw(&mut screen, &mut shown.app)?;
+            drawn = Instant::now();
+            dirty = false;
+        }
+        let mut effects = Vec::new();
+        let patience = if dirty {
+            FRAME.saturating_sub(drawn.elapsed())
+        } else {
+            FRAME
+        };
+        if event::poll(patience).context("cannot wait for keys")? {
+            if let Some(input) = input(event::read().context("cannot read keys")?) {
+                effects.extend(shown.app.update(input, now()));
+                // A key is answered at once, not at the next frame.
+                draw(&mut screen, &mut shown.app)?;
+                drawn = Instant::now();
+            }
+            dirty = true;
+        }
+        for answer in incoming.try_iter() {
+            effects.extend(shown.app.update(answer, now()));
+            dirty = true;
+        }
+        dirty |= shown.follow(now())?;
+        for effect in effects {
+            dirty = true;
+            match effect {
+                Effect::Send(command) => shown.send(command),
+                Effect::ListRuns => list_runs(&options.runs, &mut shown.app, now()),
+                Effect::Open(folder) => shown = shown.switch_to(options, &folder, &answers, now()),
+                Effect::Leave { down } => return Ok(shown.leave(down)),
+            }
+        }
+    }
+    Ok(Left::Up)
+}
+
+fn draw(screen: &mut Screen, app: &mut App) -> Result<()> {
+    screen
+        .terminal
+        .draw(|frame| view::draw(app, frame))
+        .context("cannot draw")?;
+    Ok(())
+}
+
+fn input(event: Event) -> Option<Input> {
+    match event {
+        Event::Key(key) if key.kind != KeyEventKind::Release => Some(Input::Key(key)),
+        Event::Mouse(mouse) => match mouse.kind {
+            MouseEventKind::Down(MouseButton::Left) => Some(Input::Click {
+                x: mouse.column,
+                y: mouse.row,
+            }),
+            MouseEventKind::ScrollDown => Some(Input::Scroll(3)),
+            MouseEventKind::ScrollUp => Some(Input::Scroll(-3)),
+            _ => None,
+        },
+        // The next frame has the new size.
+        Event::Resize(..) => Some(Input::Tick),
+        _ => None,
+    }
+}
+
+fn list_runs(base: &Path, app: &mut App, now_ns: u64) {
+    match run_folder::list(base, SystemTime::now()) {
+        Ok(runs) => {
+            app.update(Input::Runs(runs), now_ns);
+        }
+        Err(error) => app.say(
+            app::Level::Failed,
+            format!("cannot read {}: {error}", base.display()),
+        ),
+    }
+}
+
+/// A run on the screen.
+struct Shown {
+    app: App,
+    folder: PathBuf,
+    link: Option<LabLink>,
+    recordings: Recordings,
+}
+
+impl Shown {
+    fn open(options: &Options, folder: &Path, answers: &Sender<Input>) -> Result<Self> {
+        let log = Log::open(&folder.join("events.jsonl"))?;
+        let status = lab_link::ask(folder, &Command::Status).ok();
+        let uptime = status.and_then(|status| status["uptime_ns"].as_u64());
+        let mode = match uptime {
+            // Our clock begins now.
+            Some(uptime) => Mode::Live {
+                ahead_ns: i128::from(uptime),
+            },
+            None => Mode::Replay {
+                at_ns: log.last_t_ns(),
+                playing: false,
+            },
+        };
+        let link = match mode {
+            Mode::Live { .. } => {
+                Some(LabLink::start(folder, answers.clone()).context("cannot start a thread")?)
+            }
+            Mode::Replay { .. } => None,
+        };
+        let mut shown = Self {
+            app: App::new(&options.config, log, mode)?,
+            folder: folder.to_owned(),
+            link,
+            recordings: Recordings::new(folder),
+        };
+        shown.app.fold();
+        Ok(shown)
+    }
+
+    /// Reads what was appended; says whether anything is to be drawn.
+    fn follow(&mut self, now_ns: u64) -> Result<bool> {
+        let grown = self.app.log.follow().context("cannot read the event log")?;
+        let printed = self
+            .recordings
+            .follow(&mut self.app.screens)
+            .context("cannot read the run's recordings")?;
+        let behind = self.app.loading().is_some();
+        let moving = matches!(
+            self.app.mode,
+            Mode::Live { .. } | Mode::Replay { playing: true, .. }
+        );
+        self.app.update(Input::Tick, now_ns);
+        if printed.console {
+            self.app.console_printed();
+        }
+        Ok(grown || behind || moving || printed != run_folder::Printed::default())
+    }
+
+    fn send(&mut self, command: Command) {
+        match &self.link {
+            Some(link) => link.send(command),
+            None => self.app.say(
+                app::Level::Note,
+                "this is a finished run; nothing can be done to it",
+            ),
+        }
+    }
+
+    fn switch_to(
+        self,
+        options: &Options,
+        folder: &Path,
+        answers: &Sender<Input>,
+        now_ns: u64,
+    ) -> Self {
+        match Self::open(options, folder, answers) {
+            Ok(mut other) => {
+                if let Mode::Live { ahead_ns } = &mut other.app.mode {
+                    *ahead_ns -= i128::from(now_ns);
+                }
+                other
+            }
+            Err(error) => {
+                let mut same = self;
+                same.app.say(app::Level::Failed, format!("{error:#}"));
+                same
+            }
+        }
+    }
+
+    fn leave(&self, down: bool) -> Left {
+        // A lab that has just ended by itself is as well down.
+        if down && lab_link::ask(&self.folder, &Command::Down).is_ok() {
+            return Left::Down;
+        }
+        Left::Up
+    }
+}

@@ -1,0 +1,204 @@
+//! The pool at a glance: hosts with their links, guests where they are, leases, the phase, what the user notices.
+
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::Style;
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Block, Borders};
+
+use super::strip::{self, Strip};
+use crate::app::{App, Target};
+use crate::model::{Host, Vm};
+
+pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
+    let kinds = app.lab().probes.kinds();
+    let strip_height = if kinds.is_empty() {
+        0
+    } else {
+        strip::height(kinds.len()) + 1
+    };
+    let [pool, state, strip] = Layout::vertical([
+        Constraint::Fill(1),
+        Constraint::Length(2),
+        Constraint::Length(strip_height),
+    ])
+    .areas(area);
+    draw_pool(app, frame, pool);
+    draw_state(app, frame, state);
+    if strip_height > 0 {
+        let block = Block::new()
+            .borders(Borders::TOP)
+            .title(Span::styled(" what the user notices ", app.look.title()));
+        let inner = block.inner(strip);
+        frame.render_widget(block, strip);
+        frame.render_widget(Strip { app, kinds: &kinds }, inner);
+    }
+}
+
+fn draw_pool(app: &App, frame: &mut Frame<'_>, area: Rect) {
+    let targets = app.targets();
+    let heading = Line::styled(
+        "    HOST     STATE     mgmt  storage  session   MEMORY FREE      GUESTS",
+        app.look.dim(),
+    );
+    if targets.is_empty() {
+        frame.render_widget(Line::raw("  nothing has been switched on yet"), area);
+        return;
+    }
+    super::list(
+        app,
+        frame,
+        area,
+        heading,
+        app.selected(),
+        targets.len(),
+        |row| match &targets[row] {
+            Target::Host(name) => host_line(app, name, &app.lab().hosts[name]),
+            Target::Vm(name) => vm_line(app, name, &app.lab().vms[name]),
+        },
+    );
+}
+
+fn host_line(app: &App, name: &str, host: &Host) -> Line<'static> {
+    let look = app.look;
+    let state = match host.word() {
+        "up" => look.good(),
+        "booting" | "frozen" => look.warn(),
+        "off" => look.dim(),
+        _ => look.bad(),
+    };
+    let mut spans = vec![
+        Span::styled(format!("{name:<8} "), look.accent()),
+        Span::styled(format!("{:<9} ", host.word()), state),
+    ];
+    for (network, width) in [("mgmt", 4), ("storage", 7), ("session", 7)] {
+        let (wire, style) = match app.lab().link_fault(name, network) {
+            Some("cut") => (look.broken_wire(width), look.bad()),
+            Some(_) => (look.wire(width), look.warn()),
+            None if !host.is_running() => (" ".repeat(width), look.dim()),
+            None if network == "storage" && host.storage_up == Some(false) => {
+                (look.broken_wire(width), look.warn())
+            }
+            None => (look.wire(width), look.good()),
+        };
+        spans.push(Span::styled(wire, style));
+        spans.push(Span::raw("  "));
+    }
+    let memory = if host.memory_total == 0 {
+        "-".to_owned()
+    } else {
+        format!(
+            "{} of {} MiB",
+            host.memory_free >> 20,
+            host.memory_total >> 20
+        )
+    };
+    spans.push(Span::raw(format!(" {memory:<16} ")));
+    let guests: Vec<&str> = app
+        .lab()
+        .vms
+        .iter()
+        .filter(|(_, vm)| vm.is_alive() && vm.host == name)
+        .map(|(name, _)| name.as_str())
+        .collect();
+    spans.push(Span::raw(guests.join(" ")));
+    Line::from(spans)
+}
+
+fn vm_line(app: &App, name: &str, vm: &Vm) -> Line<'static> {
+    let look = app.look;
+    let state = match vm.state.as_str() {
+        "running" => look.good(),
+        "starting" | "paused" => look.warn(),
+        _ => look.bad(),
+    };
+    let mut spans = vec![
+        Span::styled(format!("{name:<8} "), look.accent()),
+        Span::styled(format!("{:<9} ", vm.state), state),
+    ];
+    if vm.is_alive() {
+        let moving = app.lab().migrations.under_way(name);
+        let place = match moving {
+            Some(moving) => format!("{} {} {}", moving.from, look.arrow(), moving.to),
+            None => format!("on {}", vm.host),
+        };
+        spans.push(Span::styled(
+            format!("{place:<14} "),
+            if moving.is_some() {
+                look.warn()
+            } else {
+                Style::new()
+            },
+        ));
+        if let Some(cpu) = vm.cpu_percent {
+            let cell = ((cpu / 100.0 * 8.0).round() as usize).min(8);
+            spans.push(Span::styled(look.levels()[cell].to_owned(), look.good()));
+            spans.push(Span::raw(format!(" {cpu:>3.0} % CPU ")));
+        }
+        if let Some(exits) = vm.exits_per_s {
+            spans.push(Span::raw(format!(" {exits:>6.0} exits/s ")));
+        }
+        spans.push(Span::styled(" protection 0: none", look.dim()));
+    } else if let Some(reason) = &vm.stopped {
+        spans.push(Span::styled(reason.clone(), look.bad()));
+    }
+    Line::from(spans)
+}
+
+/// Storage, session, document, and the last interruption.
+fn draw_state(app: &App, frame: &mut Frame<'_>, area: Rect) {
+    let (lab, look) = (app.lab(), app.look);
+    let [first, second] =
+        Layout::vertical([Constraint::Length(1), Constraint::Length(1)]).areas(area);
+    let storage = match lab.storage.as_str() {
+        "" => ("-", look.dim()),
+        word @ ("started" | "ready" | "resumed" | "reached") => (word, look.good()),
+        word => (word, look.bad()),
+    };
+    let mut spans = vec![
+        Span::styled("  storage ", look.dim()),
+        Span::styled(storage.0.to_owned(), storage.1),
+    ];
+    for (path, lease) in lab.leases.iter().take(2) {
+        let disk = path.rsplit('/').next().unwrap_or(path);
+        let disk: String = disk.chars().take(8).collect();
+        spans.push(Span::styled("   lease ", look.dim()));
+        spans.push(Span::raw(format!(
+            "{disk} epoch {} held by {}",
+            lease.epoch, lease.owner
+        )));
+    }
+    frame.render_widget(Line::from(spans), first);
+
+    let mut spans = vec![Span::styled("  session ", look.dim())];
+    match &lab.session {
+        None => spans.push(Span::styled("not open", look.dim())),
+        Some(Ok(_)) => spans.push(Span::styled("open", look.good())),
+        Some(Err(reason)) => spans.push(Span::styled(format!("lost: {reason}"), look.bad())),
+    }
+    if lab.probes.keys_typed > 0 {
+        let style = if lab.probes.keys_lost == 0 {
+            look.good()
+        } else {
+            look.bad()
+        };
+        spans.push(Span::styled(
+            format!(
+                "   {} keys typed, {} lost",
+                lab.probes.keys_typed, lab.probes.keys_lost
+            ),
+            style,
+        ));
+    }
+    match &lab.document {
+        None => {}
+        Some((true, _)) => spans.push(Span::styled("   document equal", look.good())),
+        Some((false, detail)) => {
+            spans.push(Span::styled(
+                format!("   document differs: {detail}"),
+                look.bad(),
+            ));
+        }
+    }
+    frame.render_widget(Line::from(spans), second);
+}
