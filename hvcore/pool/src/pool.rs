@@ -1,0 +1,823 @@
+//! One host's part in the pool: what comes in, what goes out, and when to look again.
+
+use alloc::{
+    collections::{BTreeMap, VecDeque},
+    string::String,
+    vec::Vec,
+};
+
+use host_protocol::auth::{Purpose, Seal};
+
+use crate::{
+    clock::{Clocks, Jump},
+    config::{ConfigError, HostId, PoolConfig, VmIndex},
+    event::{Event, Fault, FenceCause},
+    peer::{MS, Peer, Peers as _},
+    permit::Permit,
+    proposal::Proposal,
+    recovery::Recovery,
+    table::{Place, Table},
+    wire::{Heard, Heartbeat, Report, Standing, VmReport},
+};
+
+/// Names a request to the storage server until it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Token(pub u64);
+
+/// A file with a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LeaseFile {
+    /// The pool's own: the epoch of its lease is the pool's generation.
+    Pool,
+    /// A disk of a VM: the number counts those that it writes.
+    Disk(VmIndex, u8),
+}
+
+/// What is asked about a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseCall {
+    /// ACQUIRE, for the very first time.
+    Create {
+        /// Whose it shall be.
+        owner: HostId,
+    },
+    /// TAKE: compare-and-swap on the epoch.
+    Take {
+        /// The epoch it must have.
+        expected_epoch: u64,
+        /// Whose it shall be.
+        owner: HostId,
+    },
+    /// GET.
+    Look,
+}
+
+/// What the storage server said of a lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LeaseAnswer {
+    /// It is taken.
+    Granted {
+        /// Its epoch now.
+        epoch: u64,
+    },
+    /// It is not taken; this is its state.
+    State {
+        /// Its epoch; 0 if there never was a lease.
+        epoch: u64,
+        /// Name of its owner; empty if nobody.
+        owner: String,
+    },
+    /// There is no such file.
+    Missing,
+    /// The server did not answer, or failed.
+    Failed,
+}
+
+/// What the host shall do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send this heartbeat to all other hosts over the management network.
+    Heartbeat(Vec<u8>),
+    /// Read slots of the statefile; answer by [`Pool::on_slots`].
+    ReadSlots {
+        /// Names it.
+        token: Token,
+        /// The first host's.
+        first: HostId,
+        /// How many.
+        count: u16,
+    },
+    /// Write this block as this host's slot, stable before it is answered by [`Pool::on_written`].
+    WriteSlot {
+        /// Names it.
+        token: Token,
+        /// The block.
+        block: Vec<u8>,
+    },
+    /// Ask the storage server about a lease; answer by [`Pool::on_lease`].
+    Lease {
+        /// Names it.
+        token: Token,
+        /// Which.
+        file: LeaseFile,
+        /// What.
+        call: LeaseCall,
+    },
+    /// Start this VM, whose leases are this host's; say what came of it by [`Pool::set_vm`].
+    Start {
+        /// Which VM.
+        vm: VmIndex,
+        /// Which attempt, for [`VmReport::Failed`].
+        attempt: u16,
+    },
+    /// Stop all protected VMs now, without giving their leases back.
+    Fence(FenceCause),
+    /// Tell people.
+    Event(Event),
+}
+
+/// A read of the statefile under way.
+pub(crate) struct Look {
+    pub token: Token,
+    /// By the steady clock.
+    pub sent: u64,
+    pub first: usize,
+    pub count: usize,
+}
+
+/// A write to the statefile under way.
+pub(crate) struct Write {
+    pub token: Token,
+    /// By the raw clock; `None` if that was set since.
+    pub sent: Option<u64>,
+    /// The table in it.
+    pub stamp: (u64, u32),
+}
+
+/// One host's part in the pool.
+pub struct Pool {
+    pub(crate) config: PoolConfig,
+    pub(crate) me: HostId,
+    pub(crate) heartbeats: Seal,
+    pub(crate) slots: Seal,
+    pub(crate) clocks: Clocks,
+    /// The statefile has been read once, so this host knows which of its lives this is.
+    pub(crate) booted: bool,
+    pub(crate) standing: Standing,
+    pub(crate) incarnation: u32,
+    pub(crate) sequence: u64,
+    pub(crate) table: Table,
+    /// The highest generation anybody was heard to be in.
+    pub(crate) newest_generation: u64,
+    pub(crate) peers: Vec<Peer>,
+    /// Our last heartbeats and when they were sent, by the raw clock.
+    pub(crate) sent: VecDeque<(u64, u64)>,
+    pub(crate) permit: Permit,
+    pub(crate) proposal: Proposal,
+    pub(crate) recovery: Recovery,
+    /// The VMs here.
+    pub(crate) vms: BTreeMap<VmIndex, VmReport>,
+    /// The last attempt at each VM that this host was told to make.
+    pub(crate) attempted: BTreeMap<VmIndex, u16>,
+    pub(crate) look: Option<Look>,
+    pub(crate) write: Option<Write>,
+    /// By the steady clock.
+    pub(crate) heartbeat_due: u64,
+    pub(crate) write_due: u64,
+    pub(crate) look_due: u64,
+    pub(crate) scan_due: u64,
+    pub(crate) storage_up: bool,
+    next_token: u64,
+    ignored: Vec<(Option<HostId>, Fault, u32, u64)>,
+    actions: VecDeque<Action>,
+}
+
+/// Between two looks at the whole statefile when all is well.
+pub(crate) const SCAN_NS: u64 = 1000 * MS;
+/// Between two events of one kind about what was ignored.
+const IGNORED_NS: u64 = 10_000 * MS;
+/// Kinds of those that are kept apart.
+const IGNORED_KINDS: usize = 64;
+/// Heartbeats whose time of sending is remembered.
+const SENT: usize = 128;
+
+impl Pool {
+    /// A host that has just booted.
+    ///
+    /// # Errors
+    /// When the configuration contradicts itself.
+    pub fn new(config: PoolConfig, me: HostId, now_ns: u64) -> Result<Self, ConfigError> {
+        config.check(me)?;
+        let step = if config.safeguards.own_stalls_excused {
+            config.timing.step_ms * MS
+        } else {
+            u64::MAX >> 8
+        };
+        let clocks = Clocks::new(now_ns, step);
+        let steady = clocks.steady();
+        Ok(Self {
+            heartbeats: config.key.seal(Purpose::Heartbeat),
+            slots: config.key.seal(Purpose::Statefile),
+            table: Table::empty(config.hosts.len(), config.vms.len()),
+            peers: (0..config.hosts.len()).map(|_| Peer::new(steady)).collect(),
+            me,
+            clocks,
+            booted: false,
+            standing: Standing::Joining,
+            incarnation: 1,
+            sequence: 0,
+            newest_generation: 0,
+            sent: VecDeque::new(),
+            permit: Permit::new(now_ns),
+            proposal: Proposal::default(),
+            recovery: Recovery::default(),
+            vms: BTreeMap::new(),
+            attempted: BTreeMap::new(),
+            look: None,
+            write: None,
+            heartbeat_due: steady,
+            write_due: steady,
+            look_due: steady,
+            scan_due: steady,
+            storage_up: true,
+            next_token: 0,
+            ignored: Vec::new(),
+            actions: VecDeque::new(),
+            config,
+        })
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &PoolConfig {
+        &self.config
+    }
+
+    /// The next thing to do.
+    pub fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Until when protected guests may run, by the host's clock. A host asks before each slice of a guest, with the clock read
+    /// then, so that a host that stood still runs none.
+    #[must_use]
+    pub fn may_run(&self, now_ns: u64) -> bool {
+        !self.config.safeguards.permit || (now_ns >= self.clocks.raw() && now_ns < self.run_until())
+    }
+
+    /// Says what became of a VM here; `None`: it is not here (any more) without being off, as after a migration.
+    pub fn set_vm(&mut self, now_ns: u64, vm: VmIndex, report: Option<VmReport>) {
+        if vm.index() >= self.config.vms.len() || self.standing == Standing::Fenced {
+            return;
+        }
+        let before = match report {
+            Some(report) => self.vms.insert(vm, report),
+            None => self.vms.remove(&vm),
+        };
+        if report == Some(VmReport::Running) {
+            self.attempted.remove(&vm);
+        }
+        if before != report {
+            self.hurry();
+        }
+        self.poll(now_ns);
+    }
+
+    /// Takes in what came on the management network.
+    pub fn on_heartbeat(&mut self, now_ns: u64, bytes: &[u8]) {
+        self.look_at_clock(now_ns);
+        let guards = self.config.safeguards;
+        let decoded = Heartbeat::decode(
+            bytes,
+            &self.config.pool,
+            &self.heartbeats,
+            guards.authenticate,
+        );
+        let heartbeat = match decoded {
+            Ok(heartbeat) => heartbeat,
+            Err(fault) => return self.ignore(None, fault),
+        };
+        let from = heartbeat.report.from;
+        if !self.is_possible(&heartbeat.report)
+            || heartbeat.heard.len() != self.peers.len()
+            || from == self.me
+        {
+            return self.ignore(None, Fault::Malformed);
+        }
+        let heard = Heard {
+            incarnation: heartbeat.report.incarnation,
+            sequence: heartbeat.report.sequence,
+        };
+        let peer = &self.peers[from.index()];
+        if guards.replay_protection
+            && (heard <= peer.heard || heard.incarnation < peer.slot.incarnation)
+        {
+            return self.ignore(Some(from), Fault::Replayed);
+        }
+        self.on_genuine(heartbeat, heard);
+        self.poll(now_ns);
+    }
+
+    fn on_genuine(&mut self, heartbeat: Heartbeat, heard: Heard) {
+        let steady = self.clocks.steady();
+        let from = heartbeat.report.from;
+        let of_me = heartbeat.heard[self.me.index()];
+        if of_me.incarnation > self.incarnation && self.standing == Standing::Joining {
+            // It remembers an earlier life of ours that our slot does not tell of.
+            self.incarnation = of_me.incarnation + 1;
+            self.hurry();
+        }
+        let knows_me = of_me.incarnation == self.incarnation;
+        let vouches = knows_me || !self.config.safeguards.replay_protection;
+        let sent = self
+            .sent
+            .iter()
+            .find(|(sequence, _)| knows_me && *sequence == of_me.sequence)
+            .map(|(_, sent)| *sent);
+        let generation = heartbeat.report.generation;
+        let peer = &mut self.peers[from.index()];
+        peer.on_heartbeat(heard, vouches, steady);
+        if let Some(sent) = sent {
+            peer.acknowledged = Some((sent, generation));
+            let age = u64::from(heartbeat.storage_age_ms) * MS;
+            peer.storage_worked = peer.storage_worked.max(sent.saturating_sub(age));
+        } else if let Some((_, known)) = &mut peer.acknowledged {
+            *known = generation;
+        }
+        if vouches {
+            let me = self.me;
+            for (host, heard) in heartbeat.heard.iter().enumerate() {
+                if host != me.index() && host != from.index() {
+                    self.peers[host].on_hearsay(*heard, steady);
+                }
+            }
+        }
+        self.take_report(heartbeat.report);
+    }
+
+    /// Takes in slots that were read, from the first one asked for; `None` if the read failed.
+    pub fn on_slots(&mut self, now_ns: u64, token: Token, blocks: Option<&[u8]>) {
+        self.look_at_clock(now_ns);
+        let Some(look) = self.look.take_if(|look| look.token == token) else {
+            return;
+        };
+        let Some(blocks) = blocks else {
+            self.proposal.look_failed(token);
+            return self.poll(now_ns);
+        };
+        let steady = self.clocks.steady();
+        let timing = self.config.timing;
+        for (index, block) in
+            (look.first..look.first + look.count).zip(blocks.chunks_exact(statefile::BLOCK))
+        {
+            let host = HostId(u16::try_from(index).unwrap_or(u16::MAX));
+            let decoded = Report::decode_slot(
+                host,
+                block,
+                &self.config.pool,
+                &self.slots,
+                self.config.safeguards.authenticate,
+            );
+            match decoded {
+                Ok(None) => self.peers[index].on_empty_slot(look.sent),
+                Ok(Some(report)) if self.is_possible(&report) => {
+                    let slot = Heard {
+                        incarnation: report.incarnation,
+                        sequence: report.sequence,
+                    };
+                    self.peers[index].on_slot(slot, look.sent, steady);
+                    self.take_report(report);
+                }
+                Ok(Some(_)) => {
+                    self.peers[index].on_damaged_slot(look.sent, &timing);
+                    self.ignore(Some(host), Fault::Malformed);
+                }
+                Err(fault) => {
+                    self.peers[index].on_damaged_slot(look.sent, &timing);
+                    self.ignore(Some(host), fault);
+                }
+            }
+        }
+        if !self.booted && look.first == 0 && look.count == self.peers.len() {
+            self.booted = true;
+            let mine = self.peers[self.me.index()].slot.incarnation;
+            self.incarnation = mine.max(self.table.incarnation(self.me)) + 1;
+        }
+        self.after_look(look.token);
+        self.poll(now_ns);
+    }
+
+    /// A write of the slot has ended.
+    pub fn on_written(&mut self, now_ns: u64, token: Token, written: bool) {
+        self.look_at_clock(now_ns);
+        let Some(write) = self.write.take_if(|write| write.token == token) else {
+            return;
+        };
+        if written {
+            if !self.storage_up {
+                self.storage_up = true;
+                self.tell(Event::Storage { up: true });
+            }
+            if let Some(sent) = write.sent {
+                self.after_write(sent);
+            }
+            self.announced(write.stamp);
+        }
+        self.poll(now_ns);
+    }
+
+    /// The storage server has answered about a lease.
+    pub fn on_lease(&mut self, now_ns: u64, token: Token, answer: LeaseAnswer) {
+        self.look_at_clock(now_ns);
+        if self.permit.is_check(token) {
+            self.on_generation_seen(&answer);
+        } else if self.proposal.is_take(token) {
+            self.on_pool_lease(answer);
+        } else {
+            self.on_disk_lease(token, answer);
+        }
+        self.poll(now_ns);
+    }
+
+    /// Does all that is due.
+    pub fn poll(&mut self, now_ns: u64) {
+        self.look_at_clock(now_ns);
+        if self.booted {
+            self.watch();
+            self.watch_permit();
+            self.propose();
+            self.recover();
+        }
+        self.do_io();
+    }
+
+    /// When [`Self::poll`] must be called at the latest.
+    #[must_use]
+    pub fn next_deadline_ns(&self) -> u64 {
+        let steady = self.clocks.steady();
+        let mut at = self.heartbeat_due;
+        if self.write.is_none() {
+            at = at.min(self.write_due);
+        }
+        if self.look.is_none() {
+            at = at.min(self.next_look());
+        }
+        let at = self.clocks.raw() + at.saturating_sub(steady);
+        match self.run_until() {
+            0 => at,
+            until => at.min(until),
+        }
+    }
+
+    /// What it says must be possible in this pool.
+    fn is_possible(&self, report: &Report) -> bool {
+        let (hosts, vms) = (self.config.hosts.len(), self.config.vms.len());
+        report.from.index() < hosts
+            && report.incarnation != 0
+            && report.vms.iter().all(|(vm, _)| vm.index() < vms)
+            && report
+                .table
+                .as_ref()
+                .is_none_or(|table| table.fits(hosts, vms))
+    }
+
+    fn take_report(&mut self, mut report: Report) {
+        let table = report.table.take();
+        if report.from != self.me {
+            // A table that is only being announced counts as a generation too: its author no longer vouches in the old one.
+            self.newest_generation = self.newest_generation.max(report.generation);
+            self.peers[report.from.index()].keep(report);
+        }
+        if let Some(table) = table {
+            self.adopt(table);
+        }
+    }
+
+    /// Takes over a newer table.
+    pub(crate) fn adopt(&mut self, table: Table) {
+        if table.stamp() <= self.table.stamp() {
+            return;
+        }
+        let new_generation = table.generation != self.table.generation;
+        self.newest_generation = self.newest_generation.max(table.generation);
+        self.table = table;
+        if new_generation {
+            self.proposal.overtaken(self.table.generation);
+            self.recovery = Recovery::default();
+            let listed = self.table.incarnation(self.me) == self.incarnation && self.booted;
+            match (self.standing, listed) {
+                (Standing::Member, false) => {
+                    let generation = self.table.generation;
+                    self.fence(FenceCause::Excluded { generation });
+                    self.rejoin();
+                }
+                (Standing::Joining, true) => self.become_member(),
+                _ => {}
+            }
+        }
+        self.follow_table();
+        self.hurry();
+    }
+
+    fn become_member(&mut self) {
+        self.standing = Standing::Member;
+        let steady = self.clocks.steady();
+        for peer in &mut self.peers {
+            peer.forgive(steady);
+        }
+        self.permit.lapse(self.clocks.raw());
+        let generation = self.table.generation;
+        self.tell(Event::Joined { generation });
+    }
+
+    /// Asks to be let in, as if after a boot.
+    pub(crate) fn rejoin(&mut self) {
+        self.standing = Standing::Joining;
+        self.incarnation += 1;
+        self.hurry();
+    }
+
+    /// Stops all guests. Their leases are left to expire or to be taken.
+    pub(crate) fn fence(&mut self, cause: FenceCause) {
+        self.standing = Standing::Fenced;
+        self.vms.clear();
+        self.attempted.clear();
+        self.permit.lapse(self.clocks.raw());
+        self.actions.push_back(Action::Fence(cause));
+        self.tell(Event::SelfFenced(cause));
+        self.hurry();
+    }
+
+    /// Does what the table tells this host to do.
+    pub(crate) fn follow_table(&mut self) {
+        let me = self.me;
+        let table = &self.table;
+        self.vms.retain(|vm, report| {
+            let place = table.vms.get(vm.index()).copied().unwrap_or(Place::Off);
+            match report {
+                VmReport::Off => place.host() == Some(me),
+                VmReport::Failed(of) => {
+                    matches!(place, Place::Starting { host, attempt } if host == me && attempt == *of)
+                }
+                VmReport::Starting | VmReport::Running => true,
+            }
+        });
+        if self.standing != Standing::Member {
+            return;
+        }
+        let mut starts = Vec::new();
+        for (vm, place) in self.table.places() {
+            if let Place::Starting { host, attempt } = place
+                && host == me
+                && !self.vms.contains_key(&vm)
+                && self.attempted.get(&vm) != Some(&attempt)
+            {
+                starts.push((vm, attempt));
+            }
+        }
+        for (vm, attempt) in starts {
+            self.attempted.insert(vm, attempt);
+            self.vms.insert(vm, VmReport::Starting);
+            self.actions.push_back(Action::Start { vm, attempt });
+        }
+    }
+
+    pub(crate) fn look_at_clock(&mut self, now_ns: u64) {
+        match self.clocks.look(now_ns) {
+            None => {}
+            Some(Jump::Ahead(by)) => self.tell(Event::ClockJumped { ms: signed_ms(by) }),
+            Some(Jump::Back(by)) => {
+                self.sent.clear();
+                if let Some(write) = &mut self.write {
+                    write.sent = None;
+                }
+                for peer in &mut self.peers {
+                    peer.acknowledged = None;
+                    peer.storage_worked = 0;
+                }
+                self.permit.clock_set(self.clocks.raw());
+                self.tell(Event::ClockJumped { ms: -signed_ms(by) });
+            }
+        }
+    }
+
+    /// Notices hosts that fall silent, and those that do not any more.
+    fn watch(&mut self) {
+        let steady = self.clocks.steady();
+        let limit = self.config.timing.dead_ms * MS / 2;
+        let statefile = self.config.safeguards.statefile_signs;
+        for index in 0..self.peers.len() {
+            let host = HostId(u16::try_from(index).unwrap_or(u16::MAX));
+            let member = self.table.incarnation(host) != 0 && host != self.me;
+            let peer = &mut self.peers[index];
+            let silent = steady - peer.sign(statefile);
+            let suspected = member && silent >= limit;
+            if suspected && !peer.suspected {
+                peer.suspected = true;
+                self.tell(Event::Suspected { host });
+            } else if !suspected && peer.suspected {
+                peer.suspected = false;
+                if member {
+                    let silent_ms = silent / MS;
+                    self.tell(Event::Heard { host, silent_ms });
+                }
+            }
+        }
+    }
+
+    /// Sends and asks what is due.
+    fn do_io(&mut self) {
+        let steady = self.clocks.steady();
+        let timing = self.config.timing;
+        let overdue = |write: &Write| {
+            let sent = write.sent.unwrap_or(self.clocks.raw());
+            self.clocks.raw().saturating_sub(sent) >= timing.run_ms * MS
+        };
+        if self.storage_up && self.write.as_ref().is_some_and(overdue) {
+            self.storage_up = false;
+            self.tell(Event::Storage { up: false });
+        }
+        if self.look.is_none() && steady >= self.next_look() {
+            self.read_slots();
+        }
+        if !self.booted {
+            self.heartbeat_due = steady + timing.heartbeat_ms * MS;
+            return;
+        }
+        // The write first: a heartbeat that is heard dates all that was written before it.
+        if self.write.is_none() && steady >= self.write_due {
+            self.write_slot();
+        }
+        if steady >= self.heartbeat_due {
+            self.heartbeat_due = steady + timing.heartbeat_ms * MS;
+            self.send_heartbeat();
+        }
+    }
+
+    fn report(&mut self, table: Option<Table>) -> Report {
+        self.sequence += 1;
+        let announcing = self.proposal.announcing();
+        let (generation, version) = announcing.unwrap_or(&self.table).stamp();
+        Report {
+            from: self.me,
+            incarnation: self.incarnation,
+            sequence: self.sequence,
+            standing: self.standing,
+            generation,
+            version,
+            vms: self.vms.iter().map(|(vm, report)| (*vm, *report)).collect(),
+            table,
+        }
+    }
+
+    fn write_slot(&mut self) {
+        let table = self.proposal.announcing().unwrap_or(&self.table).clone();
+        let stamp = table.stamp();
+        let report = self.report(Some(table));
+        let Some(block) = report.encode_slot(&self.config.pool, &self.slots) else {
+            return;
+        };
+        let token = self.token();
+        self.write_due = self.clocks.steady() + self.config.timing.statefile_ms * MS;
+        self.write = Some(Write {
+            token,
+            sent: Some(self.clocks.raw()),
+            stamp,
+        });
+        self.actions.push_back(Action::WriteSlot {
+            token,
+            block: block.to_vec(),
+        });
+    }
+
+    fn send_heartbeat(&mut self) {
+        if self.peers.len() == 1 {
+            return;
+        }
+        let stamp = self.table.stamp();
+        let lags = |peer: &Peer| {
+            let report = peer.report.as_ref();
+            report.is_some_and(|report| (report.generation, report.version) < stamp)
+        };
+        let me = self.me;
+        let steady = self.clocks.steady();
+        let timing = self.config.timing;
+        let anybody_lags = self
+            .peers
+            .others(me)
+            .any(|(_, peer)| lags(peer) && !peer.is_quiet(steady, &timing));
+        let table = (anybody_lags && self.table.generation != 0).then(|| self.table.clone());
+        let report = self.report(table);
+        let sequence = report.sequence;
+        let heartbeat = Heartbeat {
+            report,
+            storage_age_ms: self.permit.storage_age_ms(self.clocks.raw()),
+            heard: self.peers.iter().map(|peer| peer.heard).collect(),
+        };
+        let bytes = heartbeat.encode(&self.config.pool, &self.heartbeats);
+        if self.sent.len() == SENT {
+            self.sent.pop_front();
+        }
+        self.sent.push_back((sequence, self.clocks.raw()));
+        self.actions.push_back(Action::Heartbeat(bytes));
+    }
+
+    /// When the statefile is read next: regularly for what the management network does not vouch for, and at the
+    /// moment at which a silence would be long enough to count.
+    fn next_look(&self) -> u64 {
+        let steady = self.clocks.steady();
+        if !self.booted || self.standing != Standing::Member || self.proposal.wants_look() {
+            return self.look_due;
+        }
+        let timing = self.config.timing;
+        let limit = self.silence_limit();
+        let statefile = self.config.safeguards.statefile_signs;
+        let mut at = self.scan_due;
+        for (host, peer) in self.peers.others(self.me) {
+            if self.table.incarnation(host) == 0 {
+                continue;
+            }
+            if peer.is_quiet(steady, &timing) {
+                at = at.min(self.look_due);
+            }
+            if let Some(due) = peer.look_due(limit, statefile) {
+                at = at.min(due);
+            }
+        }
+        at
+    }
+
+    fn read_slots(&mut self) {
+        let steady = self.clocks.steady();
+        let timing = self.config.timing;
+        self.look_due = steady + timing.statefile_ms * MS;
+        let all = (0, self.peers.len());
+        let whole = !self.booted
+            || self.standing != Standing::Member
+            || steady >= self.scan_due
+            || self.proposal.wants_look();
+        let (first, count) = if whole {
+            self.scan_due = steady + SCAN_NS;
+            all
+        } else {
+            let wanted: Vec<_> = self
+                .peers
+                .others(self.me)
+                .filter(|(host, peer)| {
+                    self.table.incarnation(*host) != 0 && peer.is_quiet(steady, &timing)
+                })
+                .map(|(host, _)| host.index())
+                .collect();
+            match (wanted.first(), wanted.last()) {
+                (Some(first), Some(last)) => (*first, last - first + 1),
+                _ => all,
+            }
+        };
+        let token = self.token();
+        self.proposal.looking(token);
+        self.look = Some(Look {
+            token,
+            sent: steady,
+            first,
+            count,
+        });
+        self.actions.push_back(Action::ReadSlots {
+            token,
+            first: HostId(u16::try_from(first).unwrap_or(0)),
+            count: u16::try_from(count).unwrap_or(0),
+        });
+    }
+
+    pub(crate) fn ask(&mut self, file: LeaseFile, call: LeaseCall) -> Token {
+        let token = self.token();
+        self.actions.push_back(Action::Lease { token, file, call });
+        token
+    }
+
+    fn token(&mut self) -> Token {
+        self.next_token += 1;
+        Token(self.next_token)
+    }
+
+    /// Something has changed that the others wait for.
+    pub(crate) fn hurry(&mut self) {
+        let steady = self.clocks.steady();
+        self.heartbeat_due = steady;
+        self.write_due = steady;
+    }
+
+    pub(crate) fn tell(&mut self, event: Event) {
+        self.actions.push_back(Action::Event(event));
+    }
+
+    /// Counts what is ignored; people are told at once, then now and then.
+    fn ignore(&mut self, host: Option<HostId>, fault: Fault) {
+        let steady = self.clocks.steady();
+        let known = self
+            .ignored
+            .iter_mut()
+            .find(|(of, kind, ..)| *of == host && *kind == fault);
+        let count = match known {
+            Some((_, _, count, told)) => {
+                *count += 1;
+                if steady - *told < IGNORED_NS {
+                    return;
+                }
+                *told = steady;
+                core::mem::take(count)
+            }
+            None => {
+                if self.ignored.len() == IGNORED_KINDS {
+                    self.ignored.remove(0);
+                }
+                self.ignored.push((host, fault, 0, steady));
+                1
+            }
+        };
+        self.tell(Event::Ignored { host, fault, count });
+    }
+}
+
+fn signed_ms(ns: u64) -> i64 {
+    i64::try_from(ns / MS).unwrap_or(i64::MAX)
+}
