@@ -151,6 +151,19 @@ fn guests_do_not_notice_that_they_move() {
     assert!(number_before(moved, " times") > 1, "{moved}");
 }
 
+/// Between any two slices the host is busy for longer than a slice, with moving: a timer left over from one slice must not
+/// end the next.
+#[test]
+fn guests_get_on_however_long_the_host_works_between_their_slices() {
+    let said = host()
+        .run("guest memory=16 moves=1 -- test=halt-race guest memory=16 moves=1 -- test=halt-race")
+        .unwrap();
+    for number in 1..=2 {
+        let ok = format!("{number}> ok halt-race");
+        expect(&said, |line| line == ok, &ok);
+    }
+}
+
 #[test]
 fn a_guest_too_large_is_refused_with_the_numbers() {
     let said = host()

@@ -34,6 +34,9 @@ pub fn run(config: HostConfig, platform: BareMetal, mut receivers: Vec<Receiver>
             }
         }
         let ran = host.run_slice();
+        // Else it fires while the host works, and ends the next slice before the guest's first instruction; when the
+        // host works for long every time, no guest ever gets on.
+        time::stop_timer();
         host.platform_mut().flush();
         if ran || host.platform_mut().wake_for_room() {
             continue;

@@ -161,6 +161,8 @@ pub fn run(cpu: &Rc<PhysicalCpu>, guests: Vec<Guest>, modules: &[&[u8]]) {
     }
     let mut turn = 0;
     while !running.is_empty() {
+        // Whatever announced itself is looked at below; left pending, it would end the next slice before it begins.
+        interrupts::take_pending();
         while let Some(byte) = serial::receive() {
             running[0].machine.console_input(&[byte]);
         }
@@ -184,6 +186,8 @@ pub fn run(cpu: &Rc<PhysicalCpu>, guests: Vec<Guest>, modules: &[&[u8]]) {
         let slice = (competitors > 1 || watched).then_some(now + SLICE_NS);
         time::interrupt_at(deadline.into_iter().chain(slice).min().unwrap_or(u64::MAX));
         let outcome = running[index].turn();
+        // The slice is over, and so is its timer: what follows may take longer than the rest of it.
+        time::stop_timer();
         running[index].print_console(alone);
         if let Err(why) = running[index].move_if_due(cpu) {
             println!("elab: guest {} does not move: {why}", running[index].number);
