@@ -101,7 +101,7 @@ impl Default for Timing {
             run_ms: 900,
             dead_ms: 1250,
             step_ms: 200,
-            storage_ms: 2000,
+            storage_ms: 3000,
             fence_ms: 5000,
             outage_ms: 10_000,
             grace_ms: 3000,

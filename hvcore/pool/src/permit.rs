@@ -32,7 +32,12 @@ pub(crate) struct Permit {
     lapsed: Option<u64>,
     /// A look at the generation, and when the write before it was sent.
     check: Option<(Token, u64)>,
+    /// The first and the last moment at which the storage worked for others since it last did here.
+    others_storage: Option<(u64, u64)>,
 }
+
+/// Between two moments at which the storage works, when it works all the time.
+const STREAK_NS: u64 = 1000 * MS;
 
 impl Permit {
     /// Lapsed from the start.
@@ -41,6 +46,7 @@ impl Permit {
             written: None,
             lapsed: Some(now),
             check: None,
+            others_storage: None,
         }
     }
 
@@ -187,18 +193,33 @@ impl Pool {
             }
             None => {}
         }
+        self.watch_storage();
+    }
+
+    /// Fences this host when the storage has worked for others, without a break, for as long as a host may be without it.
+    fn watch_storage(&mut self) {
         let Some(written) = self.permit.written else {
             return;
         };
-        let lost = written + timing.storage_ms * MS;
-        let works_for = self
+        let best = self
             .peers
             .others(self.me)
-            .find(|(host, peer)| self.table.incarnation(*host) != 0 && peer.storage_worked >= lost)
-            .map(|(host, _)| host);
-        if let Some(works_for) = works_for
-            && now >= lost
-        {
+            .filter(|(host, _)| self.table.incarnation(*host) != 0)
+            .max_by_key(|(_, peer)| peer.storage_worked)
+            .map(|(host, peer)| (host, peer.storage_worked));
+        let Some((works_for, worked)) = best.filter(|(_, worked)| *worked > written) else {
+            self.permit.others_storage = None;
+            return;
+        };
+        let (first, last) = self.permit.others_storage.unwrap_or((worked, worked));
+        // After an outage for all, it works for some a little sooner than for others.
+        let streak = if worked > last + STREAK_NS {
+            worked
+        } else {
+            first
+        };
+        self.permit.others_storage = Some((streak, worked));
+        if worked - streak >= self.config.timing.storage_ms * MS {
             self.fence(FenceCause::StorageLost { works_for });
         }
     }

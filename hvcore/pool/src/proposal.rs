@@ -290,17 +290,12 @@ impl Pool {
             core::mem::take(&mut self.proposal.found)
         };
         let overtaken = generation <= self.table.generation;
-        if self.standing == Standing::Fenced
-            || overtaken
-            || self.proposer(&departed) != Some(self.me)
-        {
+        if self.standing == Standing::Fenced || overtaken {
             // The generation stays without a table, until somebody moves on from it.
             self.proposal.step = Step::Idle;
-            if !overtaken {
-                self.proposal.orphan = Some((generation, self.clocks.steady()));
-            }
             return;
         }
+        // Even if all are found to live after all, or a lower host has come: the generation has moved, and needs a table.
         let mut table = self.table.clone();
         table.generation = generation;
         table.version = 0;

@@ -1,0 +1,824 @@
+//! A simulated pool: hosts with clocks of their own, links, a storage server, and guests that write.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap, VecDeque},
+    rc::Rc,
+};
+
+use fastrand::Rng;
+use host_protocol::auth::PoolKey;
+use pool::{
+    Action, Event, HostId, HostPolicy, LeaseAnswer, LeaseCall, LeaseFile, Pool, PoolConfig,
+    Safeguards, Timing, Token, VmIndex, VmPolicy, VmReport,
+};
+
+use crate::storage::Storage;
+
+pub const MS: u64 = 1_000_000;
+pub const SECOND: u64 = 1000 * MS;
+/// Frames that a frozen host's card keeps.
+const RING: usize = 256;
+
+pub fn host_name(host: HostId) -> String {
+    format!("h{}", host.0 + 1)
+}
+
+/// What a host does with storage.
+#[derive(Clone)]
+pub enum Request {
+    Read {
+        token: Token,
+        first: usize,
+        count: usize,
+    },
+    Write {
+        token: Token,
+        block: Rc<[u8]>,
+    },
+    Lease {
+        token: Token,
+        file: LeaseFile,
+        call: LeaseCall,
+    },
+    /// Opening a VM's disk before it starts.
+    Open {
+        vm: VmIndex,
+        attempt: u16,
+    },
+    /// A guest's own write.
+    Guest {
+        vm: VmIndex,
+        epoch: u64,
+    },
+    /// The commit point of a migration, or the source that asks whether it was passed.
+    TakeOver {
+        vm: VmIndex,
+        expected: u64,
+    },
+}
+
+enum Answer {
+    Read(Token, Vec<u8>),
+    Written(Token),
+    Lease(Token, LeaseAnswer),
+    Opened(VmIndex, u16, Option<u64>),
+    Stale(VmIndex, u64),
+    TakenOver(VmIndex, Option<u64>),
+}
+
+enum What {
+    Frame {
+        to: usize,
+        from: usize,
+        bytes: Rc<[u8]>,
+    },
+    Wake {
+        host: usize,
+        alarm: u64,
+    },
+    /// A request reaches the server.
+    Arrive {
+        host: usize,
+        life: u32,
+        request: Request,
+    },
+    Reply {
+        host: usize,
+        life: u32,
+        answer: Answer,
+    },
+    GuestWrites {
+        host: usize,
+        life: u32,
+    },
+    Booted {
+        host: usize,
+        life: u32,
+        vm: VmIndex,
+    },
+    Thaw {
+        host: usize,
+    },
+    /// The source of a migration waits no longer.
+    SourceAsks {
+        host: usize,
+        life: u32,
+        vm: VmIndex,
+    },
+}
+
+/// A copy of a VM on a host.
+#[derive(Clone, Copy, Debug)]
+pub struct Copy {
+    pub epoch: u64,
+    pub running: bool,
+}
+
+/// A host.
+pub struct Host {
+    /// `None`: switched off.
+    pub pool: Option<Pool>,
+    /// Counts its boots.
+    pub life: u32,
+    pub frozen_until: u64,
+    inbox: VecDeque<Rc<[u8]>>,
+    /// Answers of the storage that came while it was frozen.
+    answers: VecDeque<Answer>,
+    alarm: u64,
+    /// Parts per million that its clock is fast.
+    ppm: i64,
+    clock_offset: i64,
+    pub copies: BTreeMap<VmIndex, Copy>,
+    pub storage_cut: bool,
+    /// Requests that wait for the storage link.
+    waiting: Vec<(u32, Request)>,
+}
+
+/// A directed link of the management network.
+#[derive(Clone, Copy)]
+pub struct Link {
+    pub cut: bool,
+    pub delay: u64,
+    pub loss_percent: u8,
+}
+
+/// Something a pool told people.
+pub struct Told {
+    pub at: u64,
+    pub host: usize,
+    pub event: Event,
+}
+
+pub struct World {
+    pub now: u64,
+    pub rng: Rng,
+    pub config: PoolConfig,
+    pub hosts: Vec<Host>,
+    pub links: Vec<Link>,
+    pub storage: Storage,
+    pub storage_out: bool,
+    /// Longest time the server takes for a request.
+    pub storage_delay: u64,
+    /// Longest time a host takes to notice that something is due.
+    pub lateness: u64,
+    pub told: Vec<Told>,
+    /// Frames that an eavesdropper has kept.
+    pub overheard: Option<Vec<Rc<[u8]>>>,
+    /// First violation of a promise that always holds.
+    pub violation: Option<String>,
+    /// Starts that will fail before one succeeds.
+    pub failing_starts: u32,
+    /// Standstills of guests that were running.
+    pub lapses: u32,
+    queue: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    events: Vec<Option<What>>,
+    free: Vec<usize>,
+    order: u64,
+    pub steps: u64,
+}
+
+pub struct Shape {
+    pub hosts: usize,
+    pub vms: usize,
+    pub safeguards: Safeguards,
+}
+
+impl World {
+    pub fn new(shape: &Shape, mut rng: Rng) -> Self {
+        let config = PoolConfig {
+            pool: [9; 16],
+            key: PoolKey::new([3; 32]),
+            hosts: (0..shape.hosts)
+                .map(|host| HostPolicy {
+                    name: host_name(HostId(host as u16)),
+                    memory_mib: 64 * 1024,
+                })
+                .collect(),
+            vms: (0..shape.vms)
+                .map(|vm| VmPolicy {
+                    name: format!("vm{vm}"),
+                    memory_mib: 256,
+                    disks: 1,
+                    priority: 0,
+                    order: (vm % 2) as u16,
+                    start_delay_ms: 0,
+                    best_effort: false,
+                })
+                .collect(),
+            failures_to_tolerate: 1.min(shape.hosts as u8 - 1),
+            timing: Timing::default(),
+            safeguards: shape.safeguards,
+        };
+        let hosts = (0..shape.hosts)
+            .map(|_| Host {
+                pool: None,
+                life: 0,
+                frozen_until: 0,
+                inbox: VecDeque::new(),
+                answers: VecDeque::new(),
+                alarm: 0,
+                // Worse than any clock that keeps time.
+                ppm: rng.i64(-2000..=2000),
+                clock_offset: rng.i64(1..1_000_000_000_000),
+                copies: BTreeMap::new(),
+                storage_cut: false,
+                waiting: Vec::new(),
+            })
+            .collect();
+        let link = Link {
+            cut: false,
+            delay: MS,
+            loss_percent: 0,
+        };
+        Self {
+            now: SECOND,
+            rng,
+            config,
+            hosts,
+            links: vec![link; shape.hosts * shape.hosts],
+            storage: Storage::new(shape.hosts),
+            storage_out: false,
+            storage_delay: 10 * MS,
+            lateness: 3 * MS,
+            told: Vec::new(),
+            overheard: None,
+            violation: None,
+            failing_starts: 0,
+            lapses: 0,
+            queue: BinaryHeap::new(),
+            events: Vec::new(),
+            free: Vec::new(),
+            order: 0,
+            steps: 0,
+        }
+    }
+
+    /// The host's own clock.
+    fn local(&self, host: usize) -> u64 {
+        let host = &self.hosts[host];
+        let drift = self.now as i64 / 1_000_000 * host.ppm;
+        (self.now as i64 + drift + host.clock_offset).max(1) as u64
+    }
+
+    fn at(&mut self, time: u64, what: What) {
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.events[slot] = Some(what);
+                slot
+            }
+            None => {
+                self.events.push(Some(what));
+                self.events.len() - 1
+            }
+        };
+        self.order += 1;
+        self.queue
+            .push(Reverse((time.max(self.now), self.order, slot)));
+    }
+
+    pub fn link(&mut self, from: usize, to: usize) -> &mut Link {
+        let hosts = self.hosts.len();
+        &mut self.links[from * hosts + to]
+    }
+
+    pub fn is_up(&self, host: usize) -> bool {
+        self.hosts[host].pool.is_some()
+    }
+
+    pub fn boot(&mut self, host: usize) {
+        if self.is_up(host) {
+            return;
+        }
+        let local = self.local(host);
+        let pool = Pool::new(self.config.clone(), HostId(host as u16), local)
+            .expect("the configuration is sound");
+        let it = &mut self.hosts[host];
+        it.life += 1;
+        it.pool = Some(pool);
+        it.frozen_until = 0;
+        let life = it.life;
+        self.turn(host);
+        let at = self.now + self.rng.u64(0..200 * MS);
+        self.at(at, What::GuestWrites { host, life });
+    }
+
+    /// The plug is pulled. What was on its way to the storage may still arrive.
+    pub fn pull(&mut self, host: usize) {
+        let late = self.rng.bool();
+        let it = &mut self.hosts[host];
+        it.pool = None;
+        it.copies.clear();
+        it.inbox.clear();
+        it.answers.clear();
+        if !late {
+            it.waiting.clear();
+        }
+    }
+
+    pub fn freeze(&mut self, host: usize, duration: u64) {
+        if self.is_up(host) {
+            let until = self.now + duration;
+            self.hosts[host].frozen_until = until;
+            self.at(until, What::Thaw { host });
+        }
+    }
+
+    pub fn jump_clock(&mut self, host: usize, by_ms: i64) {
+        self.hosts[host].clock_offset += by_ms * MS as i64;
+    }
+
+    pub fn cut_storage(&mut self, host: usize, cut: bool) {
+        self.hosts[host].storage_cut = cut;
+        if !cut {
+            self.release_waiting(host);
+        }
+    }
+
+    pub fn storage_outage(&mut self, out: bool) {
+        self.storage_out = out;
+        if !out {
+            (0..self.hosts.len()).for_each(|host| self.release_waiting(host));
+        }
+    }
+
+    fn release_waiting(&mut self, host: usize) {
+        if self.storage_out || self.hosts[host].storage_cut {
+            return;
+        }
+        for (life, request) in core::mem::take(&mut self.hosts[host].waiting) {
+            let at = self.now + self.rng.u64(MS..300 * MS);
+            self.at(
+                at,
+                What::Arrive {
+                    host,
+                    life,
+                    request,
+                },
+            );
+        }
+    }
+
+    pub fn corrupt_slot(&mut self, host: usize) {
+        let byte = self.rng.usize(0..600);
+        self.storage.slots[host][byte] ^= 1 << self.rng.u8(0..8);
+    }
+
+    pub fn inject(&mut self, to: usize, bytes: Rc<[u8]>) {
+        self.at(
+            self.now,
+            What::Frame {
+                to,
+                from: to,
+                bytes,
+            },
+        );
+    }
+
+    /// Somebody starts a VM by command.
+    pub fn start_by_hand(&mut self, host: usize, vm: VmIndex) {
+        let local = self.local(host);
+        if let Some(pool) = &mut self.hosts[host].pool {
+            pool.set_vm(local, vm, Some(VmReport::Starting));
+            self.request(host, Request::Open { vm, attempt: 0 });
+            self.turn(host);
+        }
+    }
+
+    /// A migration up to its commit point: the source stands still, the destination takes the lease.
+    pub fn migrate(&mut self, from: usize, to: usize, vm: VmIndex) {
+        let Some(copy) = self.hosts[from].copies.get(&vm).copied() else {
+            return;
+        };
+        if !copy.running || !self.is_up(to) || self.hosts[to].copies.contains_key(&vm) {
+            return;
+        }
+        let local = self.local(to);
+        let Some(pool) = &mut self.hosts[to].pool else {
+            return;
+        };
+        pool.set_vm(local, vm, Some(VmReport::Starting));
+        if let Some(copy) = self.hosts[from].copies.get_mut(&vm) {
+            copy.running = false;
+        }
+        let expected = copy.epoch;
+        // The last pages may never arrive.
+        if self.rng.u8(0..4) != 0 {
+            self.request(to, Request::TakeOver { vm, expected });
+        }
+        let life = self.hosts[from].life;
+        self.at(
+            self.now + SECOND,
+            What::SourceAsks {
+                host: from,
+                life,
+                vm,
+            },
+        );
+        let life = self.hosts[to].life;
+        self.at(
+            self.now + 3 * SECOND,
+            What::SourceAsks { host: to, life, vm },
+        );
+        self.turn(to);
+    }
+
+    fn request(&mut self, host: usize, request: Request) {
+        let life = self.hosts[host].life;
+        let at = self.now + self.rng.u64(MS / 4..=self.storage_delay);
+        self.at(
+            at,
+            What::Arrive {
+                host,
+                life,
+                request,
+            },
+        );
+    }
+
+    pub fn run_until(&mut self, end: u64) {
+        while self.violation.is_none() {
+            match self.queue.peek() {
+                Some(Reverse((time, ..))) if *time <= end => {}
+                _ => break,
+            }
+            self.step();
+        }
+        self.now = self.now.max(end);
+    }
+
+    fn step(&mut self) {
+        let Some(Reverse((time, _, slot))) = self.queue.pop() else {
+            return;
+        };
+        self.now = time;
+        self.steps += 1;
+        let what = self.events[slot].take().expect("queued once");
+        self.free.push(slot);
+        match what {
+            What::Frame { to, bytes, .. } => self.on_frame(to, bytes),
+            What::Wake { host, alarm } => {
+                if self.hosts[host].alarm == alarm && self.hosts[host].frozen_until <= self.now {
+                    self.turn(host);
+                }
+            }
+            What::Arrive {
+                host,
+                life,
+                request,
+            } => self.on_arrive(host, life, request),
+            What::Reply { host, life, answer } => {
+                if self.hosts[host].life == life && self.is_up(host) {
+                    if self.hosts[host].frozen_until > self.now {
+                        self.hosts[host].answers.push_back(answer);
+                    } else {
+                        self.on_answer(host, answer);
+                        self.turn(host);
+                    }
+                }
+            }
+            What::GuestWrites { host, life } => self.on_guest_writes(host, life),
+            What::Booted { host, life, vm } => {
+                if self.hosts[host].life == life && self.hosts[host].copies.contains_key(&vm) {
+                    self.set_running(host, vm);
+                }
+            }
+            What::Thaw { host } => self.on_thaw(host),
+            What::SourceAsks { host, life, vm } => self.on_source_asks(host, life, vm),
+        }
+        self.check();
+    }
+
+    fn on_frame(&mut self, to: usize, bytes: Rc<[u8]>) {
+        let local = self.local(to);
+        let it = &mut self.hosts[to];
+        let Some(pool) = &mut it.pool else { return };
+        if it.frozen_until > self.now {
+            if it.inbox.len() < RING {
+                it.inbox.push_back(bytes);
+            }
+            return;
+        }
+        pool.on_heartbeat(local, &bytes);
+        self.turn(to);
+    }
+
+    fn on_thaw(&mut self, host: usize) {
+        if !self.is_up(host) || self.hosts[host].frozen_until > self.now {
+            return;
+        }
+        let local = self.local(host);
+        // In any order, as the cards' interrupts come.
+        let frames_first = self.rng.bool();
+        let frames = core::mem::take(&mut self.hosts[host].inbox);
+        let answers = core::mem::take(&mut self.hosts[host].answers);
+        let deliver = |world: &mut Self| {
+            for bytes in &frames {
+                if let Some(pool) = &mut world.hosts[host].pool {
+                    pool.on_heartbeat(local, bytes);
+                }
+            }
+        };
+        if frames_first {
+            deliver(self);
+        }
+        for answer in answers {
+            self.on_answer(host, answer);
+        }
+        if !frames_first {
+            deliver(self);
+        }
+        self.turn(host);
+    }
+
+    fn on_arrive(&mut self, host: usize, life: u32, request: Request) {
+        if self.storage_out || self.hosts[host].storage_cut {
+            self.hosts[host].waiting.push((life, request));
+            return;
+        }
+        let id = HostId(host as u16);
+        let answer = match request {
+            Request::Read {
+                token,
+                first,
+                count,
+            } => Answer::Read(token, self.storage.slots[first..first + count].concat()),
+            Request::Write { token, block } => {
+                self.storage.slots[host] = block.to_vec();
+                Answer::Written(token)
+            }
+            Request::Lease { token, file, call } => {
+                Answer::Lease(token, self.storage.call(file, call))
+            }
+            Request::Open { vm, attempt } => {
+                Answer::Opened(vm, attempt, self.storage.acquire(vm, id))
+            }
+            Request::Guest { vm, epoch } => match self.storage.write(vm, epoch) {
+                Ok(true) => return,
+                Ok(false) => Answer::Stale(vm, epoch),
+                Err(violation) => {
+                    self.violation.get_or_insert(violation);
+                    return;
+                }
+            },
+            Request::TakeOver { vm, expected } => {
+                let call = LeaseCall::Take {
+                    expected_epoch: expected,
+                    owner: id,
+                };
+                let epoch = match self.storage.call(LeaseFile::Disk(vm, 0), call) {
+                    LeaseAnswer::Granted { epoch } => Some(epoch),
+                    _ => None,
+                };
+                Answer::TakenOver(vm, epoch)
+            }
+        };
+        let at = self.now + self.rng.u64(MS / 4..=self.storage_delay);
+        self.at(at, What::Reply { host, life, answer });
+    }
+
+    fn on_answer(&mut self, host: usize, answer: Answer) {
+        let local = self.local(host);
+        let life = self.hosts[host].life;
+        let Some(pool) = &mut self.hosts[host].pool else {
+            return;
+        };
+        match answer {
+            Answer::Read(token, blocks) => pool.on_slots(local, token, Some(&blocks)),
+            Answer::Written(token) => pool.on_written(local, token, true),
+            Answer::Lease(token, answer) => pool.on_lease(local, token, answer),
+            Answer::Opened(vm, attempt, epoch) => {
+                let fails = attempt != 0 && self.failing_starts > 0;
+                self.failing_starts -= u32::from(fails);
+                match epoch {
+                    Some(epoch) if !fails => {
+                        let copy = Copy {
+                            epoch,
+                            running: false,
+                        };
+                        self.hosts[host].copies.insert(vm, copy);
+                        let at = self.now + self.rng.u64(100 * MS..600 * MS);
+                        self.at(at, What::Booted { host, life, vm });
+                    }
+                    _ => pool.set_vm(local, vm, Some(VmReport::Failed(attempt))),
+                }
+            }
+            Answer::Stale(vm, epoch) => {
+                if self.hosts[host]
+                    .copies
+                    .get(&vm)
+                    .is_some_and(|copy| copy.epoch == epoch)
+                {
+                    self.drop_copy(host, vm);
+                }
+            }
+            Answer::TakenOver(vm, Some(epoch)) => {
+                self.hosts[host].copies.insert(
+                    vm,
+                    Copy {
+                        epoch,
+                        running: false,
+                    },
+                );
+                self.set_running(host, vm);
+                // The source learns of it, or finds out by itself.
+                for other in 0..self.hosts.len() {
+                    if other != host
+                        && self.hosts[other].frozen_until <= self.now
+                        && !self.link(host, other).cut
+                        && self.hosts[other]
+                            .copies
+                            .get(&vm)
+                            .is_some_and(|copy| !copy.running)
+                    {
+                        self.drop_copy(other, vm);
+                    }
+                }
+            }
+            Answer::TakenOver(vm, None) => self.drop_copy(host, vm),
+        }
+    }
+
+    fn drop_copy(&mut self, host: usize, vm: VmIndex) {
+        let local = self.local(host);
+        self.hosts[host].copies.remove(&vm);
+        if let Some(pool) = &mut self.hosts[host].pool {
+            pool.set_vm(local, vm, None);
+            self.turn(host);
+        }
+    }
+
+    fn set_running(&mut self, host: usize, vm: VmIndex) {
+        let local = self.local(host);
+        if let Some(copy) = self.hosts[host].copies.get_mut(&vm) {
+            copy.running = true;
+        }
+        if let Some(pool) = &mut self.hosts[host].pool {
+            pool.set_vm(local, vm, Some(VmReport::Running));
+            self.turn(host);
+        }
+    }
+
+    /// An end of a migration that has heard nothing asks the server, or gives up.
+    fn on_source_asks(&mut self, host: usize, life: u32, vm: VmIndex) {
+        if self.hosts[host].life != life || !self.is_up(host) {
+            return;
+        }
+        match self.hosts[host].copies.get(&vm) {
+            Some(copy) if !copy.running => {
+                let expected = copy.epoch;
+                self.request(host, Request::TakeOver { vm, expected });
+            }
+            Some(_) => {}
+            None => self.drop_copy(host, vm),
+        }
+    }
+
+    fn on_guest_writes(&mut self, host: usize, life: u32) {
+        if self.hosts[host].life != life || !self.is_up(host) {
+            return;
+        }
+        let vms: Vec<_> = self.hosts[host]
+            .copies
+            .iter()
+            .map(|(vm, copy)| (*vm, copy.epoch))
+            .collect();
+        for (vm, epoch) in vms {
+            if self.executes(host, vm) {
+                self.request(host, Request::Guest { vm, epoch });
+            }
+        }
+        let at = self.now + self.rng.u64(200 * MS..400 * MS);
+        self.at(at, What::GuestWrites { host, life });
+    }
+
+    /// Whether a guest's instructions run on a host at this moment.
+    pub fn executes(&self, host: usize, vm: VmIndex) -> bool {
+        let it = &self.hosts[host];
+        it.frozen_until <= self.now
+            && it.copies.get(&vm).is_some_and(|copy| copy.running)
+            && it
+                .pool
+                .as_ref()
+                .is_some_and(|pool| pool.may_run(self.local(host)))
+    }
+
+    pub fn executing(&self, vm: VmIndex) -> Vec<usize> {
+        (0..self.hosts.len())
+            .filter(|host| self.executes(*host, vm))
+            .collect()
+    }
+
+    /// Does what a pool asks for, and sets the alarm for its next deadline.
+    fn turn(&mut self, host: usize) {
+        let local = self.local(host);
+        match &mut self.hosts[host].pool {
+            Some(pool) => pool.poll(local),
+            None => return,
+        }
+        while let Some(action) = self.hosts[host].pool.as_mut().and_then(Pool::next_action) {
+            self.act(host, action);
+        }
+        let Some(pool) = &self.hosts[host].pool else {
+            return;
+        };
+        let wait = pool.next_deadline_ns().saturating_sub(local).max(MS / 10);
+        let late = self.rng.u64(0..=self.lateness);
+        self.order += 1;
+        let alarm = self.order;
+        self.hosts[host].alarm = alarm;
+        self.at(self.now + wait + late, What::Wake { host, alarm });
+    }
+
+    fn act(&mut self, host: usize, action: Action) {
+        match action {
+            Action::Heartbeat(bytes) => {
+                let bytes: Rc<[u8]> = bytes.into();
+                if let Some(overheard) = &mut self.overheard {
+                    overheard.push(bytes.clone());
+                }
+                for to in (0..self.hosts.len()).filter(|to| *to != host) {
+                    let link = *self.link(host, to);
+                    if !link.cut && self.rng.u8(0..100) >= link.loss_percent {
+                        let at = self.now + self.rng.u64(MS / 10..=link.delay);
+                        self.at(
+                            at,
+                            What::Frame {
+                                to,
+                                from: host,
+                                bytes: bytes.clone(),
+                            },
+                        );
+                    }
+                }
+            }
+            Action::ReadSlots {
+                token,
+                first,
+                count,
+            } => {
+                let (first, count) = (first.index(), usize::from(count));
+                self.request(
+                    host,
+                    Request::Read {
+                        token,
+                        first,
+                        count,
+                    },
+                );
+            }
+            Action::WriteSlot { token, block } => {
+                let block = block.into();
+                self.request(host, Request::Write { token, block });
+            }
+            Action::Lease { token, file, call } => {
+                self.request(host, Request::Lease { token, file, call });
+            }
+            Action::Start { vm, attempt } => self.request(host, Request::Open { vm, attempt }),
+            Action::Fence(_) => self.hosts[host].copies.clear(),
+            Action::Event(event) => {
+                if event == Event::PermitLapsed
+                    && self.hosts[host].copies.values().any(|copy| copy.running)
+                {
+                    self.lapses += 1;
+                }
+                self.told.push(Told {
+                    at: self.now,
+                    host,
+                    event,
+                });
+            }
+        }
+    }
+
+    /// No VM runs twice.
+    fn check(&mut self) {
+        for vm in 0..self.config.vms.len() {
+            let vm = VmIndex(vm as u16);
+            let copies = self
+                .hosts
+                .iter()
+                .filter(|host| host.copies.contains_key(&vm))
+                .count();
+            if copies > 1 {
+                let executing = self.executing(vm);
+                if executing.len() > 1 {
+                    self.violation =
+                        Some(format!("VM {} runs on hosts {executing:?} at once", vm.0));
+                }
+            }
+        }
+    }
+
+    /// Whether each VM runs once.
+    pub fn all_run(&self) -> bool {
+        (0..self.config.vms.len()).all(|vm| self.executing(VmIndex(vm as u16)).len() == 1)
+    }
+
+    pub fn count(&self, since: u64, which: impl Fn(&Event) -> bool) -> usize {
+        self.told
+            .iter()
+            .filter(|told| told.at >= since && which(&told.event))
+            .count()
+    }
+}
