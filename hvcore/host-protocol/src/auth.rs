@@ -122,13 +122,22 @@ impl Seal {
     /// The proof for a message.
     #[must_use]
     pub fn prove(&self, message: &[u8]) -> Proof {
-        self.0.clone().chain_update(message).finalize().into_bytes().into()
+        self.0
+            .clone()
+            .chain_update(message)
+            .finalize()
+            .into_bytes()
+            .into()
     }
 
     /// Whether a proof that arrived is right, in a time that does not depend on where it is wrong.
     #[must_use]
     pub fn accepts(&self, message: &[u8], proof: &Proof) -> bool {
-        self.0.clone().chain_update(message).verify_slice(proof).is_ok()
+        self.0
+            .clone()
+            .chain_update(message)
+            .verify_slice(proof)
+            .is_ok()
     }
 }
 

@@ -23,7 +23,8 @@ use serde::{Deserialize, Serialize};
 pub const PORT: u16 = 7000;
 /// TCP port on which a host takes in migrating VMs.
 pub const MIGRATION_PORT: u16 = 7001;
-/// Version of this protocol; a host refuses another.
+/// Version of this protocol. A host tells its own and refuses another; so the messages of the greeting,
+/// [`Request::Hello`] and [`Notice::Welcome`], stay as they are in every version.
 pub const VERSION: u32 = 2;
 /// Longest message either side accepts.
 pub const MAX_MESSAGE: usize = 1 << 20;

@@ -32,7 +32,7 @@ impl<P: Platform> Host<P> {
     pub(crate) fn take_requests(&mut self) {
         let mut requests = Vec::new();
         self.control
-            .poll(&mut self.management, &self.platform, &mut requests);
+            .poll(&mut self.management, &mut self.platform, &mut requests);
         for (connection, request) in requests {
             match request {
                 Request::Command { number, command } => {
@@ -58,7 +58,7 @@ impl<P: Platform> Host<P> {
         }
         // Answers leave at once.
         self.control
-            .poll(&mut self.management, &self.platform, &mut Vec::new());
+            .poll(&mut self.management, &mut self.platform, &mut Vec::new());
     }
 
     /// Carries out a command. `None`: the answer comes later.

@@ -3,7 +3,7 @@
 //! It parses, authenticates and queues; what a command does is decided in [`crate::commands`]. A connection
 //! that sends what is not a message, does not prove itself in time, or does not read what it is sent, is cut.
 
-use alloc::vec::Vec;
+use alloc::{format, vec::Vec};
 
 use host_protocol::{
     HostEvent, Notice, PORT, Request, VERSION, VmId,
@@ -50,6 +50,10 @@ enum Stage {
         deadline_ns: u64,
     },
     Proved,
+    /// Of another version. It has been told ours, and has this long to read it.
+    Refused {
+        deadline_ns: u64,
+    },
 }
 
 struct Connection {
@@ -106,7 +110,7 @@ impl Control {
     pub fn poll<P: Platform>(
         &mut self,
         stack: &mut Stack,
-        platform: &P,
+        platform: &mut P,
         requests: &mut Vec<(ConnectionId, Request)>,
     ) {
         let now = platform.now_ns();
@@ -125,7 +129,9 @@ impl Control {
                     continue;
                 }
                 Stage::Listening => continue,
-                Stage::Greeting { deadline_ns } | Stage::Proving { deadline_ns, .. }
+                Stage::Greeting { deadline_ns }
+                | Stage::Proving { deadline_ns, .. }
+                | Stage::Refused { deadline_ns }
                     if deadline_ns <= now =>
                 {
                     self.cut(stack, index);
@@ -159,6 +165,10 @@ impl Control {
             connection.unsent.drain(..sent);
             if connection.unsent.len() > MAX_UNSENT {
                 self.cut(stack, index);
+            } else if matches!(connection.stage, Stage::Refused { .. })
+                && connection.unsent.is_empty()
+            {
+                stack.socket(connection.socket).close();
             }
         }
     }
@@ -167,7 +177,7 @@ impl Control {
     fn take_messages<P: Platform>(
         &mut self,
         index: usize,
-        platform: &P,
+        platform: &mut P,
         requests: &mut Vec<(ConnectionId, Request)>,
     ) -> bool {
         loop {
@@ -187,15 +197,20 @@ impl Control {
                         mac: self.key.prove(Purpose::ControlHost, &nonce, &host),
                         host: self.host.clone(),
                     };
+                    let deadline_ns = *deadline_ns;
+                    connection.send(&welcome);
                     if version != VERSION {
-                        return false;
+                        connection.stage = Stage::Refused { deadline_ns };
+                        platform.log(&format!(
+                            "a client was refused: it speaks version {version} of the control protocol, this host version {VERSION}; build both from the same sources"
+                        ));
+                        return true;
                     }
                     connection.stage = Stage::Proving {
                         client: nonce,
                         host,
-                        deadline_ns: *deadline_ns,
+                        deadline_ns,
                     };
-                    connection.send(&welcome);
                 }
                 (Stage::Proving { client, host, .. }, Request::Prove { mac }) => {
                     if !self.key.accepts(Purpose::ControlClient, client, host, &mac) {
@@ -284,9 +299,9 @@ impl Control {
         self.connections
             .iter()
             .filter_map(|connection| match connection.stage {
-                Stage::Greeting { deadline_ns } | Stage::Proving { deadline_ns, .. } => {
-                    Some(deadline_ns)
-                }
+                Stage::Greeting { deadline_ns }
+                | Stage::Proving { deadline_ns, .. }
+                | Stage::Refused { deadline_ns } => Some(deadline_ns),
                 Stage::Listening | Stage::Proved => None,
             })
             .min()

@@ -282,7 +282,7 @@ impl<P: Platform> Host<P> {
                 self.answer(asker, Ok(Reply::Ok));
             }
             self.control
-                .poll(&mut self.management, &self.platform, &mut Vec::new());
+                .poll(&mut self.management, &mut self.platform, &mut Vec::new());
             self.management.poll(&mut self.platform);
             self.platform.power_off();
         }

@@ -13,11 +13,7 @@ use host_protocol::{StopReason, VmConfig, VmState};
 use machine::{DiskModel, Machine, MachineConfig, NicModel};
 use vdi::{DiskId, DiskInfo, Storage, Token};
 
-use crate::{
-    console::Console,
-    control::ConnectionId,
-    migrate::{Recent, Rehearsal},
-};
+use crate::{console::Console, control::ConnectionId, migrate::Rehearsal};
 
 /// Largest packet on the session network.
 const GUEST_MTU: u16 = 1500;
@@ -147,8 +143,8 @@ pub(crate) struct Vm<H> {
     pub disks: Vec<Option<(DiskId, DiskInfo)>>,
     /// A copy of it that runs before it arrives.
     pub rehearsal: Option<Rehearsal>,
-    /// While it departs: what it has received lately.
-    pub recent: Option<Recent>,
+    /// While a copy of it runs at its destination: what it receives, with the card's number, to be handed to the copy.
+    pub copies: Option<Vec<(usize, Vec<u8>)>>,
     /// Leases that remain to be taken from the host the VM comes from, with their epochs there.
     pub leases_to_take: VecDeque<(DiskId, u64)>,
     /// Frames that wait, for each of its cards.
@@ -172,7 +168,7 @@ impl<H> Vm<H> {
             number,
             disks: vec![None; config.disks.len()],
             rehearsal: None,
-            recent: None,
+            copies: None,
             leases_to_take: VecDeque::new(),
             inbox: config.nics.iter().map(|_| Inbox::default()).collect(),
             config,
@@ -254,8 +250,10 @@ impl<H> Vm<H> {
 
     /// Hands the guest a frame, or keeps it until the guest has a buffer.
     pub fn deliver(&mut self, nic: usize, frame: &[u8]) {
-        if let Some(recent) = &mut self.recent {
-            recent.note(nic, frame);
+        if let Some(copies) = &mut self.copies
+            && copies.len() < MAX_WAITING_FRAMES
+        {
+            copies.push((nic, frame.to_vec()));
         }
         let inbox = &mut self.inbox[nic];
         if let Stage::Running(guest) = &mut self.stage

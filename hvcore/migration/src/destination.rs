@@ -26,11 +26,8 @@ use crate::{
     wire::{self, Arrived, Decoder, FinalState, FromDestination, FromSource, Message, Snapshot},
 };
 
-/// Bytes kept beyond the socket's buffer; the peer's window closes after that.
-const MAX_WAITING: usize = 1 << 20;
-
-/// A source that says nothing for so long is gone.
-const SILENCE_NS: u64 = 10_000_000_000;
+/// Whoever has connected must have proved itself within this time.
+const PROOF_TIMEOUT_NS: u64 = 10_000_000_000;
 
 /// Frames that arrive directly wait no longer than this for those that are forwarded.
 const HOLD_NS: u64 = 5_000_000;
@@ -63,12 +60,14 @@ pub trait DestinationVm {
     fn is_built(&mut self) -> Result<bool, String>;
     /// The guest's RAM, zeroed when it was built.
     fn memory(&self) -> &GuestMemory;
-    /// Begins to run a copy of the guest in its RAM, as `snapshot` says, and to give it `frames`. Whatever it sends
-    /// or writes elsewhere is thrown away.
+    /// Begins to run a copy of the guest in its RAM, as `snapshot` says. Whatever it sends or writes elsewhere is
+    /// thrown away.
     ///
     /// # Errors
     /// A sentence for people: the state does not fit this host.
-    fn rehearse(&mut self, snapshot: &Snapshot, frames: Vec<(u8, Vec<u8>)>) -> Result<(), String>;
+    fn rehearse(&mut self, snapshot: &Snapshot) -> Result<(), String>;
+    /// Gives the copy a frame that the guest has received.
+    fn deliver_to_copy(&mut self, nic: usize, frame: &[u8]);
     /// When the rehearsal is over, the pages it has changed. Nothing else of it is left then.
     fn rehearsed(&mut self) -> Option<Vec<u32>>;
     /// Loads the final state.
@@ -111,7 +110,10 @@ enum State {
     },
     Building,
     Receiving,
-    Rehearsing,
+    /// The end of this round is answered when the rehearsal is over.
+    Rehearsing {
+        round: Option<u32>,
+    },
     Hashing {
         hash: MemoryHash,
         state: FinalState,
@@ -140,13 +142,11 @@ pub struct Destination {
     /// Frames that were forwarded before the guest could take them.
     frames: Vec<(u8, Vec<u8>)>,
     frames_ended: bool,
-    /// Pages that the rehearsal has changed.
-    spoilt: Vec<u32>,
     decoder: Decoder,
     unsent: Vec<u8>,
     sent: usize,
     connected: bool,
-    heard_ns: u64,
+    proof_until_ns: u64,
     events: Vec<(u64, HostEvent)>,
 }
 
@@ -162,12 +162,11 @@ impl Destination {
             state: State::Greeting,
             frames: Vec::new(),
             frames_ended: false,
-            spoilt: Vec::new(),
             decoder: Decoder::default(),
             unsent: Vec::new(),
             sent: 0,
             connected: true,
-            heard_ns: now_ns,
+            proof_until_ns: now_ns + PROOF_TIMEOUT_NS,
             events: Vec::new(),
         }
     }
@@ -180,13 +179,10 @@ impl Destination {
 
     /// Takes bytes from the source, and says how many: no more than it can hold. They are acted on by
     /// [`Self::advance`].
-    pub fn receive(&mut self, bytes: &[u8], now_ns: u64) -> usize {
-        let room = MAX_WAITING.saturating_sub(self.decoder.waiting());
+    pub fn receive(&mut self, bytes: &[u8]) -> usize {
+        let room = wire::MAX_MESSAGE.saturating_sub(self.decoder.waiting());
         let taken = bytes.len().min(room);
-        if taken > 0 {
-            self.heard_ns = now_ns;
-            self.decoder.push(&bytes[..taken]);
-        }
+        self.decoder.push(&bytes[..taken]);
         taken
     }
 
@@ -232,16 +228,18 @@ impl Destination {
     #[must_use]
     pub fn next_deadline_ns(&self) -> Option<u64> {
         match self.state {
-            State::Greeting
-            | State::Proving { .. }
-            | State::Building
-            | State::Receiving
-            | State::Rehearsing => Some(self.heard_ns + SILENCE_NS),
+            State::Greeting | State::Proving { .. } => Some(self.proof_until_ns),
             State::Arrived {
                 hold_until_ns,
                 until_ns,
             } => Some(hold_until_ns.unwrap_or(until_ns)),
-            State::Hashing { .. } | State::Taking { .. } | State::Ended(_) => None,
+            // Whether the source lives is TCP's to find out; what it has to say may take long.
+            State::Building
+            | State::Receiving
+            | State::Rehearsing { .. }
+            | State::Hashing { .. }
+            | State::Taking { .. }
+            | State::Ended(_) => None,
         }
     }
 
@@ -270,7 +268,7 @@ impl Destination {
         // Whatever comes now can wait until that is done.
         if matches!(
             self.state,
-            State::Building | State::Rehearsing | State::Hashing { .. } | State::Ended(_)
+            State::Building | State::Hashing { .. } | State::Ended(_)
         ) {
             return Ok(false);
         }
@@ -333,12 +331,9 @@ impl Destination {
                     self.finish(vm);
                 }
             }
-            State::Greeting | State::Proving { .. } | State::Receiving
-                if self.heard_ns + SILENCE_NS <= now =>
-            {
-                self.refuse(vm, "the source has fallen silent".to_string());
+            State::Greeting | State::Proving { .. } if self.proof_until_ns <= now => {
+                self.refuse(vm, "the source has not proved itself in time".to_string());
             }
-            State::Building | State::Rehearsing => self.heard_ns = now,
             State::Hashing { .. } => return self.hash(vm, until_ns),
             _ => {}
         }
@@ -347,10 +342,12 @@ impl Destination {
 
     /// Looks whether the VM is built, or the rehearsal over.
     fn step(&mut self, vm: &mut impl DestinationVm) {
-        if matches!(self.state, State::Rehearsing)
+        if let State::Rehearsing {
+            round: Some(number),
+        } = self.state
             && let Some(spoilt) = vm.rehearsed()
         {
-            self.spoilt = spoilt;
+            self.send(&FromDestination::RoundApplied { number, spoilt });
             self.state = State::Receiving;
         }
         if matches!(self.state, State::Building) {
@@ -400,13 +397,27 @@ impl Destination {
                 self.step(vm);
             }
             (State::Receiving, FromSource::EndOfRound { number }) => {
-                let spoilt = core::mem::take(&mut self.spoilt);
+                let spoilt = Vec::new();
                 self.send(&FromDestination::RoundApplied { number, spoilt });
             }
-            (State::Receiving, FromSource::Rehearsal { snapshot, frames }) => {
-                vm.rehearse(&snapshot, frames)?;
-                self.state = State::Rehearsing;
+            (State::Receiving, FromSource::Rehearsal { snapshot }) => {
+                vm.rehearse(&snapshot)?;
+                self.state = State::Rehearsing { round: None };
             }
+            (
+                State::Rehearsing {
+                    round: round @ None,
+                },
+                FromSource::EndOfRound { number },
+            ) => {
+                *round = Some(number);
+                self.step(vm);
+            }
+            (State::Rehearsing { .. }, FromSource::Frame { nic, frame }) => {
+                vm.deliver_to_copy(usize::from(nic), &frame);
+            }
+            // It was on its way when the copy ended.
+            (State::Receiving, FromSource::Frame { .. }) => {}
             (State::Receiving, FromSource::Final(state)) => {
                 self.mark(now, Phase::DeviceState, String::new());
                 if self.config.verify {

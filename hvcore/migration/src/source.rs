@@ -74,8 +74,9 @@ pub trait SourceVm {
     fn harvest_dirty(&mut self, into: &mut PageSet);
     /// vCPUs and devices as they are now.
     fn snapshot(&mut self) -> Snapshot;
-    /// Some of the frames that the guest has received lately, each with the number of its card.
-    fn recent_frames(&mut self) -> Vec<(u8, Vec<u8>)>;
+    /// From now on, what the guest receives is also given to [`Source::forward`], as long as
+    /// [`Source::takes_copies`].
+    fn copy_frames(&mut self);
     /// The guest still runs, but not for long: does what makes the drain short.
     fn settle(&mut self);
     /// Stops the vCPUs.
@@ -146,6 +147,7 @@ pub struct Source {
     known: BTreeMap<PageHash, u32>,
     unsent: Vec<u8>,
     sent: usize,
+    rehearsing: bool,
     connected: bool,
     lost: bool,
     cancelled: Option<String>,
@@ -185,6 +187,7 @@ impl Source {
             known: BTreeMap::new(),
             unsent: Vec::new(),
             sent: 0,
+            rehearsing: false,
             connected: false,
             lost: false,
             cancelled: None,
@@ -253,6 +256,12 @@ impl Source {
             )
     }
 
+    /// Whether a copy of the guest runs at the destination, which is to receive what the guest receives.
+    #[must_use]
+    pub fn takes_copies(&self) -> bool {
+        self.rehearsing
+    }
+
     /// Hands a frame for the guest to the destination.
     pub fn forward(&mut self, nic: u8, frame: &[u8]) {
         self.send(&FromSource::Frame {
@@ -266,6 +275,18 @@ impl Source {
         if let State::Forwarding { deadline_ns } = &mut self.state {
             *deadline_ns = 0;
         }
+    }
+
+    /// Whether the guest stands still, since it is about to be handed over.
+    #[must_use]
+    pub fn has_stopped_guest(&self) -> bool {
+        matches!(
+            self.state,
+            State::Draining { .. }
+                | State::Copying { last: true, .. }
+                | State::Hashing(_)
+                | State::Committing { .. }
+        )
     }
 
     /// The destination owns the guest.
@@ -412,6 +433,7 @@ impl Source {
             (State::Confirming, FromDestination::RoundApplied { number, spoilt })
                 if number == self.round.number =>
             {
+                self.rehearsing = false;
                 match self.take_back(&spoilt) {
                     Ok(()) => self.round_ended(vm),
                     Err(why) => self.give_up(vm, why),
@@ -617,8 +639,9 @@ impl Source {
         self.known.clear();
         if self.config.rehearse && self.round.number == REHEARSAL_ROUND {
             let snapshot = vm.snapshot();
-            let frames = vm.recent_frames();
-            self.send(&FromSource::Rehearsal { snapshot, frames });
+            self.send(&FromSource::Rehearsal { snapshot });
+            self.rehearsing = true;
+            vm.copy_frames();
         }
         self.round_sent_ns = now;
         self.send(&FromSource::EndOfRound {

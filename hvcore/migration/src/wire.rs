@@ -55,6 +55,9 @@ pub const MAX_BATCH: usize = 64;
 const TABLE_END: usize = 4 + 8 + MAX_BATCH * 8;
 const MAX_PAGES_BODY: usize = TABLE_END + MAX_BATCH * PAGE_SIZE;
 
+/// Longest message with its header. Who can hold less may wait for ever for the rest of one.
+pub(crate) const MAX_MESSAGE: usize = HEADER + MAX_CONTROL;
+
 const KIND_CONTROL: u16 = 1;
 const KIND_PAGES: u16 = 2;
 
@@ -85,17 +88,17 @@ pub enum FromSource {
         /// Which round.
         number: u32,
     },
-    /// A snapshot of the running guest and frames it has received lately, for the destination to run for a
-    /// moment and throw away: what comes at the end then meets code that has run before.
+    /// A snapshot of the running guest, for the destination to run for a moment and throw away: what comes at the
+    /// end then meets code that has run before. Until the answer to the end of this round, the frames that the guest
+    /// receives follow, for the copy to receive them too.
     Rehearsal {
         /// The guest.
         snapshot: Snapshot,
-        /// Frames, each with the number of the card it came to.
-        frames: Vec<(u8, Vec<u8>)>,
     },
     /// The vCPUs are stopped and every page has been sent: the destination may take the leases.
     Final(FinalState),
-    /// A frame for the guest that reached the source after the stop.
+    /// A frame for the guest: after [`Self::Rehearsal`] for its copy, after [`Self::Final`] one that reached the source
+    /// after the stop.
     Frame {
         /// Which of the guest's cards.
         nic: u8,

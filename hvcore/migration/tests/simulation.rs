@@ -3,8 +3,13 @@
 
 mod support;
 
+use std::rc::Rc;
+
 use migration::{DestinationOutcome, SourceOutcome};
-use support::world::{Ended, Fault, Setup, run};
+use support::{
+    guest::Guest,
+    world::{Ended, Fault, Setup, ends, run},
+};
 
 fn must_run(setup: &Setup) -> Ended {
     run(setup).unwrap_or_else(|broken| panic!("{broken}\n{setup:#?}"))
@@ -111,6 +116,47 @@ fn without_marks_of_device_writes_the_guest_arrives_damaged() {
         })
         .count();
     assert!(broken > 30, "only {broken} of 40 runs noticed");
+}
+
+#[test]
+fn hosts_of_different_versions_say_so() {
+    // Bytes 4 and 5 of a message are its version.
+    let of_another_version = |mut bytes: Vec<u8>| {
+        bytes[4] += 1;
+        bytes
+    };
+    let (mut source, mut destination) = ends(&Setup::new(0, Fault::None));
+    let shared = Rc::default();
+    let mut guests = [0, 1].map(|host| Guest::new(host, &shared));
+    let mut room = [0; 4096];
+    source.on_connected();
+    let length = source.transmit(&mut room);
+    destination.receive(&of_another_version(room[..length].to_vec()));
+    destination.advance(&mut guests[1], 0);
+    assert!(
+        matches!(destination.outcome(), Some(DestinationOutcome::Refused { why }) if why.contains("speaks version 2")),
+        "{:?}",
+        destination.outcome()
+    );
+    let length = destination.transmit(&mut room);
+    source.receive(&of_another_version(room[..length].to_vec()));
+    source.advance(&mut guests[0]);
+    assert!(
+        matches!(source.outcome(), Some(SourceOutcome::Kept { why }) if why.contains("speaks version 2")),
+        "{:?}",
+        source.outcome()
+    );
+}
+
+#[test]
+fn the_rehearsed_copy_receives_what_the_guest_receives() {
+    for seed in 0..20 {
+        let ended = must_run(&Setup::new(seed, Fault::None));
+        let copied = ended.copy_received;
+        assert!(copied.len() >= 3, "seed {seed}: {copied:?}");
+        let without_gap = copied.windows(2).all(|pair| pair[0] + 1 == pair[1]);
+        assert!(without_gap, "seed {seed}: {copied:?}");
+    }
 }
 
 #[test]

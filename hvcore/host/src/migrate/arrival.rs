@@ -110,19 +110,22 @@ impl<P: Platform> DestinationVm for ArrivingVm<'_, P> {
         }
     }
 
-    fn rehearse(&mut self, snapshot: &Snapshot, frames: Vec<(u8, Vec<u8>)>) -> Result<(), String> {
+    fn rehearse(&mut self, snapshot: &Snapshot) -> Result<(), String> {
         let index = self.index().ok_or("the VM is gone")?;
         let vm = &mut self.host.vms[index];
         let Stage::Arriving(guest) = &mut vm.stage else {
             return Err("the VM is gone".to_string());
         };
-        vm.rehearsal = Some(Rehearsal::begin(
-            &self.host.platform,
-            guest,
-            snapshot,
-            frames,
-        )?);
+        vm.rehearsal = Some(Rehearsal::begin(&self.host.platform, guest, snapshot)?);
         Ok(())
+    }
+
+    fn deliver_to_copy(&mut self, nic: usize, frame: &[u8]) {
+        if let Some(index) = self.index()
+            && let Some(rehearsal) = &mut self.host.vms[index].rehearsal
+        {
+            rehearsal.deliver(nic, frame);
+        }
     }
 
     fn rehearsed(&mut self) -> Option<Vec<u32>> {
@@ -308,7 +311,7 @@ impl<P: Platform> Host<P> {
             return;
         };
         self.management
-            .read(arrival.socket, |bytes| destination.receive(bytes, now));
+            .read(arrival.socket, |bytes| destination.receive(bytes));
         if !active || self.management.is_finished(arrival.socket) {
             destination.on_disconnected();
         }

@@ -15,7 +15,7 @@ use migration::{Snapshot, Source, SourceOutcome, SourceVm};
 use smoltcp::iface::SocketHandle;
 use vdi::{DiskId, DiskState};
 
-use super::{LINGER_NS, LINK_TIMEOUT_MS, rehearsal::Recent};
+use super::{LINGER_NS, LINK_TIMEOUT_MS, STOPPED_TIMEOUT_MS};
 use crate::{
     Host,
     net::stack::Buffers,
@@ -41,6 +41,8 @@ pub(crate) struct Departure {
     /// the guest runs on here.
     forwarded: Vec<usize>,
     pub(super) draining: bool,
+    /// The connection is held to [`STOPPED_TIMEOUT_MS`].
+    impatient: bool,
     /// When the socket is dropped, once the migration has ended.
     pub(super) linger_until_ns: Option<u64>,
 }
@@ -107,12 +109,8 @@ impl<P: Platform> SourceVm for DepartingVm<'_, P> {
         }
     }
 
-    fn recent_frames(&mut self) -> Vec<(u8, Vec<u8>)> {
-        self.vm()
-            .recent
-            .take()
-            .map(Recent::into_frames)
-            .unwrap_or_default()
+    fn copy_frames(&mut self) {
+        self.vm().copies = Some(Vec::new());
     }
 
     fn settle(&mut self) {
@@ -228,6 +226,12 @@ impl<P: Platform> Host<P> {
             if departure.source.takes_frames() {
                 self.forward_frames(departure);
             }
+            self.forward_copies(departure);
+            if departure.source.has_stopped_guest() && !departure.impatient {
+                departure.impatient = true;
+                self.management
+                    .set_patience(departure.socket, STOPPED_TIMEOUT_MS);
+            }
         }
         self.transmit_departure(departure);
         for (at, event) in departure.source.take_events() {
@@ -246,6 +250,21 @@ impl<P: Platform> Host<P> {
             .write(departure.socket, |room| source.transmit(room));
     }
 
+    /// Hands over what the guest has received while its copy runs at the destination.
+    fn forward_copies(&mut self, departure: &mut Departure) {
+        let vm = self.vms.iter_mut().find(|vm| vm.number == departure.vm);
+        let Some(copies) = vm.map(|vm| &mut vm.copies) else {
+            return;
+        };
+        if !departure.source.takes_copies() {
+            *copies = None;
+        }
+        for (nic, frame) in copies.iter_mut().flat_map(|frames| frames.drain(..)) {
+            let card = u8::try_from(nic).expect("a VM has few cards");
+            departure.source.forward(card, &frame);
+        }
+    }
+
     fn forward_frames(&mut self, departure: &mut Departure) {
         let Some(vm) = self.vms.iter().find(|vm| vm.number == departure.vm) else {
             return;
@@ -261,7 +280,7 @@ impl<P: Platform> Host<P> {
 
     fn departed(&mut self, departure: &mut Departure, outcome: SourceOutcome) {
         if let Some(index) = self.index_of(departure.vm) {
-            self.vms[index].recent = None;
+            self.vms[index].copies = None;
         }
         let answer = match outcome {
             SourceOutcome::Moved => {
@@ -325,7 +344,6 @@ impl<P: Platform> Host<P> {
         self.management.connect(socket, destination, MIGRATION_PORT);
         let forwarded = vec![0; vm.config.nics.len()];
         let number = vm.number;
-        self.vms[index].recent = Some(Recent::default());
         self.departures.push(Departure {
             vm: number,
             source,
@@ -333,6 +351,7 @@ impl<P: Platform> Host<P> {
             asker: Some(asker),
             forwarded,
             draining: false,
+            impatient: false,
             linger_until_ns: None,
         });
         Ok(())

@@ -19,7 +19,7 @@ pub(crate) use arrival::Arrival;
 use arrival::ArrivingVm;
 use departure::DepartingVm;
 pub(crate) use departure::Departure;
-pub(crate) use rehearsal::{Recent, Rehearsal};
+pub(crate) use rehearsal::Rehearsal;
 
 /// Longest stretch of copying or loading pages while a guest may want the CPU.
 const COPY_NS: u64 = 1_000_000;
@@ -29,6 +29,10 @@ const LINGER_NS: u64 = 2_000_000_000;
 
 /// A peer that acknowledges nothing for so long is gone.
 const LINK_TIMEOUT_MS: u64 = 4_000;
+
+/// As [`LINK_TIMEOUT_MS`], while the guest stands still: its user waits, and giving up too early costs no more than this
+/// migration, since the lease decides who has the guest.
+const STOPPED_TIMEOUT_MS: u64 = 300;
 
 impl<P: Platform> Host<P> {
     /// Moves all migrations on.

@@ -24,15 +24,15 @@ use crate::{
 };
 
 /// How long the copy runs: the way from a frame's arrival to the answer, begun cold, a few times.
-const DURATION_NS: u64 = 40_000_000;
+const DURATION_NS: u64 = 250_000_000;
 
-/// Frames kept for a rehearsal: one of each kind that the guest has received lately.
-const MAX_RECENT: usize = 8;
+/// Frames that wait for the copy; what comes on top is dropped.
+const MAX_FRAMES: usize = 256;
 
 /// A copy of a guest that runs for a moment.
 pub(crate) struct Rehearsal {
     until_ns: u64,
-    frames: VecDeque<(u8, Vec<u8>)>,
+    frames: VecDeque<(usize, Vec<u8>)>,
     next_vcpu: usize,
 }
 
@@ -42,7 +42,6 @@ impl Rehearsal {
         platform: &P,
         guest: &mut Guest<P::Vm>,
         snapshot: &Snapshot,
-        frames: Vec<(u8, Vec<u8>)>,
     ) -> Result<Self, String> {
         guest
             .machine
@@ -54,15 +53,18 @@ impl Rehearsal {
         for vcpu in 0..snapshot.vcpus.len() {
             guest.hardware.vcpu(vcpu).set_tsc_offset(offset);
         }
-        let nics = guest.machine.config().nics.len();
-        let known = frames
-            .into_iter()
-            .filter(|(nic, _)| usize::from(*nic) < nics);
         Ok(Self {
             until_ns: platform.now_ns() + DURATION_NS,
-            frames: known.collect(),
+            frames: VecDeque::new(),
             next_vcpu: 0,
         })
+    }
+
+    /// Gives the copy a frame.
+    pub fn deliver(&mut self, nic: usize, frame: &[u8]) {
+        if self.frames.len() < MAX_FRAMES {
+            self.frames.push_back((nic, frame.to_vec()));
+        }
     }
 
     /// Whether the copy has run long enough.
@@ -79,11 +81,12 @@ impl Rehearsal {
     ) -> bool {
         let until_ns = until_ns.min(self.until_ns);
         let vcpus = usize::from(guest.machine.config().vcpus);
+        let nics = guest.machine.config().nics.len();
         let mut worked = false;
         while platform.now_ns() < until_ns {
             let machine = &mut guest.machine;
-            if let Some((nic, frame)) = self.frames.front()
-                && machine.deliver_frame(usize::from(*nic), frame)
+            while let Some((nic, frame)) = self.frames.front()
+                && (*nic >= nics || machine.deliver_frame(*nic, frame))
             {
                 self.frames.pop_front();
             }
@@ -140,67 +143,5 @@ impl Rehearsal {
             platform.cpuid(leaf, subleaf)
         });
         (Guest { hardware, machine }, pages)
-    }
-}
-
-/// The latest frame of each kind that a guest has received.
-#[derive(Default)]
-pub(crate) struct Recent(VecDeque<(u8, Vec<u8>)>);
-
-impl Recent {
-    /// Remembers a frame instead of an older one of its kind.
-    pub fn note(&mut self, nic: usize, frame: &[u8]) {
-        let Ok(nic) = u8::try_from(nic) else {
-            return;
-        };
-        let kind = kind_of(frame);
-        self.0
-            .retain(|(other, old)| *other != nic || kind_of(old) != kind);
-        if self.0.len() == MAX_RECENT {
-            self.0.pop_front();
-        }
-        self.0.push_back((nic, frame.to_vec()));
-    }
-
-    /// The frames, oldest first.
-    pub fn into_frames(self) -> Vec<(u8, Vec<u8>)> {
-        self.0.into()
-    }
-}
-
-/// EtherType, IP protocol and destination port, where the frame has them without IP options: good enough to tell
-/// what the guest does with it.
-fn kind_of(frame: &[u8]) -> [Option<&[u8]>; 3] {
-    [frame.get(12..14), frame.get(23..24), frame.get(36..38)]
-}
-
-#[cfg(test)]
-mod tests {
-    use alloc::vec;
-
-    use super::*;
-
-    #[test]
-    fn the_latest_frame_of_each_kind_is_kept() {
-        let frame = |port: u8, content: u8| {
-            let mut frame = vec![0; 60];
-            frame[37] = port;
-            frame[50] = content;
-            frame
-        };
-        let mut recent = Recent::default();
-        for content in 0..3 {
-            recent.note(0, &frame(1, content));
-            recent.note(0, &frame(2, content));
-        }
-        recent.note(0, &[]);
-        let frames = recent.into_frames();
-        assert_eq!(frames, [(0, frame(1, 2)), (0, frame(2, 2)), (0, vec![])]);
-        let mut many = Recent::default();
-        for port in 0..20 {
-            many.note(0, &frame(port, 0));
-        }
-        let frames = many.into_frames();
-        assert_eq!((frames.len(), frames[7].1[37]), (MAX_RECENT, 19));
     }
 }

@@ -122,6 +122,14 @@ impl Stack {
         self.sockets.remove(handle);
     }
 
+    /// Gives a connection up when its peer has sent nothing for so long, not even what it is asked for a few times
+    /// meanwhile.
+    pub fn set_patience(&mut self, handle: SocketHandle, patience_ms: u64) {
+        let socket = self.socket(handle);
+        socket.set_timeout(Some(Duration::from_millis(patience_ms)));
+        socket.set_keep_alive(Some(Duration::from_millis(patience_ms / 5)));
+    }
+
     /// A socket, to read, write or close. What was written leaves with the next [`Self::poll`].
     pub fn socket(&mut self, handle: SocketHandle) -> &mut tcp::Socket<'static> {
         self.due = true;

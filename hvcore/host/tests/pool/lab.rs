@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use host_protocol::{
-    Command, HostEvent, Notice, PORT, Reply, Request, VERSION,
+    Command, HostEvent, Notice, PORT, Reply, Request,
     auth::{PoolKey, Purpose},
     codec::{self, Decoder},
 };
@@ -90,6 +90,9 @@ pub struct Client {
     socket: SocketHandle,
     host: [u8; 4],
     connected: bool,
+    version: u32,
+    /// The host's version, if it is another.
+    pub refused_by: Option<u32>,
     pub proved: bool,
     decoder: Decoder,
     unsent: Vec<u8>,
@@ -102,13 +105,15 @@ pub struct Client {
 const NONCE: [u8; 16] = [5; 16];
 
 impl Client {
-    pub fn new(endpoint: &mut Endpoint, host: [u8; 4]) -> Self {
+    pub fn new(endpoint: &mut Endpoint, host: [u8; 4], version: u32) -> Self {
         let socket = endpoint.add();
         endpoint.connect(socket, host, PORT);
         Self {
             socket,
             host,
             connected: false,
+            version,
+            refused_by: None,
             proved: false,
             decoder: Decoder::new(),
             unsent: Vec::new(),
@@ -128,7 +133,7 @@ impl Client {
 
     pub fn poll(&mut self, endpoint: &mut Endpoint, key: &PoolKey) {
         let socket = endpoint.socket(self.socket);
-        if !socket.is_open() {
+        if !socket.is_open() && self.refused_by.is_none() {
             let socket = endpoint.add();
             endpoint.connect(socket, self.host, PORT);
             self.socket = socket;
@@ -141,7 +146,7 @@ impl Client {
         if socket.may_send() && !self.connected {
             self.connected = true;
             let hello = Request::Hello {
-                version: VERSION,
+                version: self.version,
                 nonce: NONCE,
             };
             codec::encode(&hello, &mut self.unsent).unwrap();
@@ -156,6 +161,9 @@ impl Client {
         }
         while let Some(notice) = self.decoder.message::<Notice>().unwrap() {
             match notice {
+                Notice::Welcome { version, .. } if version != self.version => {
+                    self.refused_by = Some(version);
+                }
                 Notice::Welcome { nonce, mac, .. } => {
                     assert!(key.accepts(Purpose::ControlHost, &NONCE, &nonce, &mac));
                     let mac = key.prove(Purpose::ControlClient, &NONCE, &nonce);

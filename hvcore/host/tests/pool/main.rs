@@ -15,7 +15,7 @@ mod wire;
 mod world;
 
 use host_protocol::{
-    Command, HostEvent, MigrationConfig, NegativeControls, Phase, Role, StopReason,
+    Command, HostEvent, MigrationConfig, NegativeControls, Phase, Role, StopReason, VERSION,
 };
 use program::slot;
 use world::{VM, World};
@@ -132,6 +132,68 @@ fn guests_of_every_kind_move_back_and_forth_unnoticed() {
             assert!(longest < 30 * MS, "an echo took {longest} ns");
         }
     }
+}
+
+#[test]
+fn what_reaches_the_source_in_one_batch_with_the_announcement_is_forwarded() {
+    for seed in 0..5 {
+        let mut world = running(seed, "i");
+        world.probe_before_announcements = true;
+        let done = world.migrate(0, 1, MigrationConfig::default());
+        world
+            .run_until(20_000 * MS, |world| {
+                world.clients[0].answers.contains_key(&done)
+            })
+            .unwrap();
+        world.probe.next_at = u64::MAX;
+        world.run_for(50 * MS).unwrap();
+        let answered = world.probe.echoes.len() as u64;
+        assert_eq!(answered, world.probe.sent, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_guest_that_stands_still_when_its_link_is_cut_runs_on_within_half_a_second() {
+    for seed in 0..5 {
+        for at in [Phase::Drain, Phase::LastPages, Phase::DeviceState] {
+            let mut world = running(seed, "dw");
+            let done = world.migrate(0, 1, MigrationConfig::default());
+            world
+                .run_until(10_000 * MS, |world| reached(world, (Role::Source, at)))
+                .unwrap();
+            world.wire.migration_cut = true;
+            world
+                .run_until(2_000 * MS, |world| {
+                    world.clients[0].answers.contains_key(&done)
+                })
+                .unwrap_or_else(|why| panic!("{why}: seed {seed}, {at:?}"));
+            world.run_for(50 * MS).unwrap();
+            assert_eq!(world.running().len(), 1, "seed {seed}, {at:?}");
+            let longest = world.probe.longest_ns();
+            assert!(
+                longest < 500 * MS,
+                "seed {seed}, {at:?}: an echo took {longest} ns"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_client_of_another_version_is_told_so_and_gets_nothing() {
+    let mut world = World::new(1);
+    let client = world.connect(0, VERSION + 1);
+    world
+        .run_until(1_000 * MS, |world| {
+            world.clients[client].refused_by.is_some()
+        })
+        .unwrap();
+    assert_eq!(world.clients[client].refused_by, Some(VERSION));
+    world.clients[client].command(Command::Status);
+    world.run_for(1_000 * MS).unwrap();
+    assert!(world.clients[client].answers.is_empty());
+    let log = world.outside[0].log.borrow();
+    let told = format!("version {} of the control protocol", VERSION + 1);
+    assert!(log.iter().any(|line| line.contains(&told)), "{log:?}");
 }
 
 /// What happens to the pool at some moment of a migration.

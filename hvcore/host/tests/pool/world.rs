@@ -6,7 +6,9 @@ use std::{
 };
 
 use host::{Host, HostConfig, platform::Nic};
-use host_protocol::{Command, DiskConfig, HostEvent, MigrationConfig, VmConfig, auth::PoolKey};
+use host_protocol::{
+    Command, DiskConfig, HostEvent, MigrationConfig, VERSION, VmConfig, auth::PoolKey,
+};
 use vhd::{DiskKind, Footer, Uuid};
 
 use crate::{
@@ -20,6 +22,8 @@ use crate::{
 pub const VM: [u8; 16] = [9; 16];
 const GUEST_MAC: [u8; 6] = [2, 0xe1, 0xab, 0x10, 0, 1];
 const MEMORY_MIB: u32 = 4;
+/// EtherType of announcements: reverse ARP (RFC 903).
+const RARP: [u8; 2] = [0x80, 0x35];
 /// How long a card's interrupt may be late.
 const INTERRUPT_NS: u64 = 20_000;
 
@@ -68,6 +72,8 @@ pub struct World {
     /// When a guest's frame last left a host.
     pub spoke_at: [Option<u64>; 2],
     server_back_at: Option<u64>,
+    /// Each announcement reaches the host that the guest has left in one batch with a probe that came before it.
+    pub probe_before_announcements: bool,
 }
 
 impl World {
@@ -103,7 +109,7 @@ impl World {
             .collect();
         let mut management = Endpoint::new(Nic::Management, [198, 18, 0, 1]);
         let clients = (0..2)
-            .map(|host| Client::new(&mut management, address(host)))
+            .map(|host| Client::new(&mut management, address(host), VERSION))
             .collect();
         Self {
             now,
@@ -125,6 +131,7 @@ impl World {
             moves: 0,
             spoke_at: [None; 2],
             server_back_at: None,
+            probe_before_announcements: false,
         }
     }
 
@@ -144,6 +151,13 @@ impl World {
             }],
             nics: vec![GUEST_MAC],
         }
+    }
+
+    /// Another client of a host, which speaks this version.
+    pub fn connect(&mut self, host: usize, version: u32) -> usize {
+        let client = Client::new(&mut self.management, address(host), version);
+        self.clients.push(client);
+        self.clients.len() - 1
     }
 
     pub fn kill(&mut self, host: usize) {
@@ -232,6 +246,9 @@ impl World {
                 (LAB, Nic::Session) => self.probe.on_frame(&frame, now),
                 _ => {
                     if let Some(host) = &mut self.hosts[port] {
+                        if self.probe_before_announcements && frame[12..14] == RARP {
+                            host.on_frame(nic, &self.probe.frame(now));
+                        }
                         host.on_frame(nic, &frame);
                     }
                 }

@@ -11,6 +11,9 @@ use vdi::DiskState;
 /// Pages of RAM: enough for several batches' worth of rounds, few enough for thousands of runs.
 pub const PAGES: usize = 48;
 
+/// How long a copy runs: some frames' time.
+const REHEARSAL_NS: u64 = 2_000_000;
+
 /// What all parts of the world share.
 #[derive(Default)]
 pub struct Shared {
@@ -63,6 +66,11 @@ pub struct Guest {
     /// Negative control: the pages changed by the rehearsal are not told.
     pub conceal_spoilt: bool,
     spoilt: Vec<u32>,
+    /// At the source: what it receives while a copy of it runs elsewhere.
+    pub copies: Option<Vec<u64>>,
+    /// At the destination: what its copy has received, and when that ends.
+    pub copy_received: Vec<u64>,
+    copy_until_ns: u64,
 }
 
 impl Guest {
@@ -84,6 +92,9 @@ impl Guest {
             fail_rehearsal: false,
             conceal_spoilt: false,
             spoilt: Vec::new(),
+            copies: None,
+            copy_received: Vec::new(),
+            copy_until_ns: 0,
         }
     }
 
@@ -119,8 +130,16 @@ impl Guest {
         self.take_frames();
     }
 
+    /// Whether a copy of it runs in a rehearsal.
+    pub fn copy_runs(&self) -> bool {
+        self.shared.borrow().now_ns < self.copy_until_ns
+    }
+
     pub fn take_frames(&mut self) {
         if self.running && !self.held {
+            if let Some(copies) = &mut self.copies {
+                copies.extend(&self.inbox);
+            }
             self.received.extend(self.inbox.drain(..));
         }
     }
@@ -163,8 +182,8 @@ impl SourceVm for Guest {
             }],
         }
     }
-    fn recent_frames(&mut self) -> Vec<(u8, Vec<u8>)> {
-        vec![(0, vec![1; 60])]
+    fn copy_frames(&mut self) {
+        self.copies = Some(Vec::new());
     }
     fn settle(&mut self) {}
     fn stop(&mut self) {
@@ -217,19 +236,27 @@ impl DestinationVm for Guest {
     fn memory(&self) -> &GuestMemory {
         &self.memory
     }
-    fn rehearse(&mut self, snapshot: &Snapshot, frames: Vec<(u8, Vec<u8>)>) -> Result<(), String> {
+    fn rehearse(&mut self, snapshot: &Snapshot) -> Result<(), String> {
         if self.fail_rehearsal {
             return Err(String::from("this host does not know the state"));
         }
-        assert_eq!((snapshot.devices.len(), frames.len()), (1, 1));
+        assert_eq!(snapshot.devices.len(), 1);
         // What the copy does to RAM.
         self.spoilt = vec![1, 2, 7, PAGES as u32 - 1];
         for page in &self.spoilt {
             self.memory.load_page(*page as usize, &[0xee; PAGE_SIZE]);
         }
+        self.copy_until_ns = self.shared.borrow().now_ns + REHEARSAL_NS;
         Ok(())
     }
+    fn deliver_to_copy(&mut self, _: usize, frame: &[u8]) {
+        self.copy_received
+            .push(u64::from_le_bytes(frame.try_into().unwrap()));
+    }
     fn rehearsed(&mut self) -> Option<Vec<u32>> {
+        if self.copy_runs() {
+            return None;
+        }
         let all = std::mem::take(&mut self.spoilt);
         Some(if self.conceal_spoilt { Vec::new() } else { all })
     }

@@ -100,6 +100,8 @@ pub struct Ended {
     pub answers: Vec<usize>,
     /// When the source stopped its guest, in bytes sent.
     pub stopped_at: Option<usize>,
+    /// What the copy in the rehearsal received.
+    pub copy_received: Vec<u64>,
 }
 
 /// One direction of the link.
@@ -152,6 +154,32 @@ fn boundaries(stream: &[u8]) -> Vec<usize> {
     found
 }
 
+/// The two ends of a migration before their first word.
+pub fn ends(setup: &Setup) -> (Source, Destination) {
+    let vm = VmConfig {
+        id: [9; 16],
+        name: String::from("guest"),
+        memory_mib: 1,
+        vcpus: 1,
+        weight: 256,
+        kernel: String::new(),
+        initrd: None,
+        cmdline: String::new(),
+        disks: Vec::new(),
+        nics: vec![[2, 0, 0, 0, 0, 1]],
+    };
+    let source = Source::new(
+        PoolKey::new([1; 32]),
+        [3; 16],
+        vm,
+        setup.config.clone(),
+        PAGES,
+        0,
+    );
+    let destination = Destination::new(PoolKey::new(setup.destination_key), [4; 16], 0);
+    (source, destination)
+}
+
 /// Runs it. `Err` says which promise was broken.
 #[allow(clippy::too_many_lines)]
 pub fn run(setup: &Setup) -> Result<Ended, String> {
@@ -171,27 +199,7 @@ pub fn run(setup: &Setup) -> Result<Ended, String> {
     guests[SOURCE].pending_epoch = Some(7);
     guests[DESTINATION].fail_rehearsal = setup.fail_rehearsal;
     guests[DESTINATION].conceal_spoilt = setup.conceal_spoilt;
-    let vm = VmConfig {
-        id: [9; 16],
-        name: String::from("guest"),
-        memory_mib: 1,
-        vcpus: 1,
-        weight: 256,
-        kernel: String::new(),
-        initrd: None,
-        cmdline: String::new(),
-        disks: Vec::new(),
-        nics: vec![[2, 0, 0, 0, 0, 1]],
-    };
-    let mut source = Source::new(
-        PoolKey::new([1; 32]),
-        [3; 16],
-        vm,
-        setup.config.clone(),
-        PAGES,
-        0,
-    );
-    let mut destination = Destination::new(PoolKey::new(setup.destination_key), [4; 16], 0);
+    let (mut source, mut destination) = ends(setup);
     source.on_connected();
     let mut alive = [true, true];
     let mut forth = Link::new(setup.fault.on_way_forth());
@@ -206,6 +214,7 @@ pub fn run(setup: &Setup) -> Result<Ended, String> {
     let mut now = 0;
     while now < END_NS {
         let busy = source.wants_cpu()
+            || guests[DESTINATION].copy_runs()
             || !forth.queue.is_empty()
             || !back.queue.is_empty()
             || !shared.borrow().lease.requests.is_empty() && shared.borrow().lease.up;
@@ -293,6 +302,15 @@ pub fn run(setup: &Setup) -> Result<Ended, String> {
                     forwarded += 1;
                 }
             }
+            if source.takes_copies() {
+                for frame in guests[SOURCE]
+                    .copies
+                    .iter_mut()
+                    .flat_map(|all| all.drain(..))
+                {
+                    source.forward(0, &frame.to_le_bytes());
+                }
+            }
             let route = shared.borrow().route;
             if route == DESTINATION {
                 source.announce_seen();
@@ -354,7 +372,7 @@ pub fn run(setup: &Setup) -> Result<Ended, String> {
             }
         }
         while let Some((at, piece)) = forth.queue.front() {
-            if *at > now || alive[DESTINATION] && destination.receive(piece, now) != piece.len() {
+            if *at > now || alive[DESTINATION] && destination.receive(piece) != piece.len() {
                 break;
             }
             forth.queue.pop_front();
@@ -388,6 +406,7 @@ pub fn run(setup: &Setup) -> Result<Ended, String> {
         boundaries: boundaries(&forth.stream),
         answers: boundaries(&back.stream),
         stopped_at,
+        copy_received: std::mem::take(&mut guests[DESTINATION].copy_received),
     };
     check_end(
         setup,
