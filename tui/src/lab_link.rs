@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use lab_protocol::{Command, Response};
@@ -39,7 +39,7 @@ impl LabLink {
     }
 }
 
-fn serve(socket: &PathBuf, commands: &Receiver<Command>, answers: &Sender<Input>) {
+fn serve(socket: &Path, commands: &Receiver<Command>, answers: &Sender<Input>) {
     let mut connection = None;
     for command in commands {
         let typed = matches!(command, Command::ConsoleInput { .. });

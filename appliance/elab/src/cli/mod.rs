@@ -3,6 +3,7 @@
 mod arguments;
 mod run;
 mod status;
+mod tui;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,6 +12,7 @@ use clap::{Parser, Subcommand};
 
 pub use arguments::FaultArguments;
 pub use run::run;
+pub use tui::TuiArguments;
 
 /// This machine cannot run what was asked for; the text says what is missing and how to get it.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +56,7 @@ Examples:
   elab vm migrate session h2      in another terminal: move the guest
   elab link set h1:mgmt --delay 20ms --loss 0.01
   elab host pull h1               cut a host's power without warning
+  elab tui                        all of it on one screen
 
 Exit codes:
   0  all is well            3  this machine cannot run it
@@ -169,6 +172,8 @@ pub enum Action {
         #[command(subcommand)]
         action: VmAction,
     },
+    /// Explore a lab by hand: see the pool, watch the session, break things, replay runs
+    Tui(Box<TuiArguments>),
     /// Join this terminal with a VM's serial console; Ctrl-] detaches
     Console {
         /// Which lab

@@ -61,6 +61,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             Ok(command) => tell(&which, &command),
             Err(json) => show(&which, json, "/vms", status::vms),
         },
+        Action::Tui(arguments) => super::tui::run(&arguments),
         Action::Console { which, vm } => {
             console::attach(&mut Client::connect(Path::new(RUNS), &which.name)?, &vm)?;
             Ok(ExitCode::SUCCESS)
