@@ -37,8 +37,8 @@ pub(crate) struct Peer {
     pub acknowledged: Option<(u64, u64)>,
     /// By our own clock, a time before it began the last write to the statefile that was answered.
     pub storage_worked: u64,
-    /// It gives no sign on either path.
-    pub suspected: bool,
+    /// It is known to people as silent, since then.
+    pub suspected: Option<u64>,
 }
 
 impl Peer {

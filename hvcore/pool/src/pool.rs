@@ -110,6 +110,11 @@ pub enum Action {
         /// Which attempt, for [`VmReport::Failed`].
         attempt: u16,
     },
+    /// Stop this VM now, without giving its leases back: it came here while this host was not in the liveset.
+    Stop {
+        /// Which VM.
+        vm: VmIndex,
+    },
     /// Stop all protected VMs now, without giving their leases back.
     Fence(FenceCause),
     /// Tell people.
@@ -135,6 +140,9 @@ pub(crate) struct Write {
 }
 
 /// One host's part in the pool.
+///
+/// After each input, all [`Pool::next_action`]s are done before the next one: a host that is told to stop its guests must not
+/// report them as running after that.
 pub struct Pool {
     pub(crate) config: PoolConfig,
     pub(crate) me: HostId,
@@ -245,9 +253,22 @@ impl Pool {
         !self.config.safeguards.permit || (now_ns >= self.clocks.raw() && now_ns < self.run_until())
     }
 
+    /// Whether a protected VM may be started here, or arrive from another host.
+    #[must_use]
+    pub fn may_host(&self) -> bool {
+        self.standing == Standing::Member && !self.permit.is_lapsed()
+    }
+
     /// Says what became of a VM here; `None`: it is not here (any more) without being off, as after a migration.
     pub fn set_vm(&mut self, now_ns: u64, vm: VmIndex, report: Option<VmReport>) {
-        if vm.index() >= self.config.vms.len() || self.standing == Standing::Fenced {
+        if vm.index() >= self.config.vms.len() {
+            return;
+        }
+        let comes = matches!(report, Some(VmReport::Starting | VmReport::Running));
+        if comes && self.standing != Standing::Member {
+            // Nobody reckons with it, so it may be started elsewhere.
+            self.vms.remove(&vm);
+            self.actions.push_back(Action::Stop { vm });
             return;
         }
         let before = match report {
@@ -592,15 +613,19 @@ impl Pool {
             let peer = &mut self.peers[index];
             let silent = steady - peer.sign(statefile);
             let suspected = member && silent >= limit;
-            if suspected && !peer.suspected {
-                peer.suspected = true;
-                self.tell(Event::Suspected { host });
-            } else if !suspected && peer.suspected {
-                peer.suspected = false;
-                if member {
-                    let silent_ms = silent / MS;
-                    self.tell(Event::Heard { host, silent_ms });
+            match (suspected, peer.suspected) {
+                (true, None) => {
+                    peer.suspected = Some(steady - silent);
+                    self.tell(Event::Suspected { host });
                 }
+                (false, Some(since)) => {
+                    peer.suspected = None;
+                    if member {
+                        let silent_ms = (steady - since) / MS;
+                        self.tell(Event::Heard { host, silent_ms });
+                    }
+                }
+                _ => {}
             }
         }
     }
@@ -624,9 +649,10 @@ impl Pool {
             self.heartbeat_due = steady + timing.heartbeat_ms * MS;
             return;
         }
-        // The write first: a heartbeat that is heard dates all that was written before it.
+        // A heartbeat after each write: when it is heard, it dates the write.
         if self.write.is_none() && steady >= self.write_due {
             self.write_slot();
+            self.heartbeat_due = steady;
         }
         if steady >= self.heartbeat_due {
             self.heartbeat_due = steady + timing.heartbeat_ms * MS;

@@ -23,7 +23,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-use crc::{CRC_32_ISCSI, Crc, Digest};
+use crc::{CRC_32_ISCSI, Crc, Digest, Table};
 use vhd::Uuid;
 
 /// Name of the file in the repository's directory.
@@ -43,7 +43,8 @@ const SLOT: &[u8; 8] = b"elabslot";
 const HEADER_CRC_AT: usize = 32;
 const SLOT_CRC_AT: usize = 44;
 const PAYLOAD_AT: usize = 48;
-const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
+/// Of sixteen tables: hosts read and write whole blocks several times a second.
+const CRC: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
 
 /// What is wrong with a block of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -196,7 +197,7 @@ fn seal(block: &mut [u8; BLOCK], crc_at: usize) {
 }
 
 fn checksum(block: &[u8; BLOCK], crc_at: usize) -> u32 {
-    let mut digest: Digest<'_, u32> = CRC.digest();
+    let mut digest: Digest<'_, u32, Table<16>> = CRC.digest();
     digest.update(&block[..crc_at]);
     digest.update(&[0; 4]);
     digest.update(&block[crc_at + 4..]);

@@ -372,7 +372,10 @@ impl Run {
         while self.world.now < end {
             let host = self.any_host();
             let duration = self.rng.u64(50 * MS..700 * MS);
-            self.world.freeze(host, duration);
+            // Two standstills in one go would be a longer one.
+            if self.world.hosts[host].frozen_until + 200 * MS < self.world.now {
+                self.world.freeze(host, duration);
+            }
             let pause = self.rng.u64(0..SECOND);
             self.pass(pause);
         }

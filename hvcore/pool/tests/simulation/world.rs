@@ -70,7 +70,6 @@ enum Answer {
 enum What {
     Frame {
         to: usize,
-        from: usize,
         bytes: Rc<[u8]>,
     },
     Wake {
@@ -365,14 +364,7 @@ impl World {
     }
 
     pub fn inject(&mut self, to: usize, bytes: Rc<[u8]>) {
-        self.at(
-            self.now,
-            What::Frame {
-                to,
-                from: to,
-                bytes,
-            },
-        );
+        self.at(self.now, What::Frame { to, bytes });
     }
 
     /// Somebody starts a VM by command.
@@ -456,7 +448,7 @@ impl World {
         let what = self.events[slot].take().expect("queued once");
         self.free.push(slot);
         match what {
-            What::Frame { to, bytes, .. } => self.on_frame(to, bytes),
+            What::Frame { to, bytes } => self.on_frame(to, bytes),
             What::Wake { host, alarm } => {
                 if self.hosts[host].alarm == alarm && self.hosts[host].frozen_until <= self.now {
                     self.turn(host);
@@ -507,16 +499,17 @@ impl World {
         if !self.is_up(host) || self.hosts[host].frozen_until > self.now {
             return;
         }
-        let local = self.local(host);
         // In any order, as the cards' interrupts come.
         let frames_first = self.rng.bool();
         let frames = core::mem::take(&mut self.hosts[host].inbox);
         let answers = core::mem::take(&mut self.hosts[host].answers);
         let deliver = |world: &mut Self| {
             for bytes in &frames {
+                let local = world.local(host);
                 if let Some(pool) = &mut world.hosts[host].pool {
                     pool.on_heartbeat(local, bytes);
                 }
+                world.turn(host);
             }
         };
         if frames_first {
@@ -524,6 +517,7 @@ impl World {
         }
         for answer in answers {
             self.on_answer(host, answer);
+            self.turn(host);
         }
         if !frames_first {
             deliver(self);
@@ -745,7 +739,6 @@ impl World {
                             at,
                             What::Frame {
                                 to,
-                                from: host,
                                 bytes: bytes.clone(),
                             },
                         );
@@ -775,6 +768,9 @@ impl World {
                 self.request(host, Request::Lease { token, file, call });
             }
             Action::Start { vm, attempt } => self.request(host, Request::Open { vm, attempt }),
+            Action::Stop { vm } => {
+                self.hosts[host].copies.remove(&vm);
+            }
             Action::Fence(_) => self.hosts[host].copies.clear(),
             Action::Event(event) => {
                 if event == Event::PermitLapsed
