@@ -11,6 +11,8 @@ const MAX_FRAGMENTS: u32 = 64;
 
 /// Bytes that must have come before all of a long record is reserved.
 const EARNED: usize = 4096;
+/// Bytes that must be missing for them to be worth being received where they belong.
+const DIRECT: usize = 16 * 1024;
 
 /// Starts an outgoing record: room for the mark, to be filled in by [`finish`].
 pub fn begin(capacity: usize) -> Vec<u8> {
@@ -50,7 +52,9 @@ pub struct Assembler {
     fragment_left: usize,
     last: bool,
     fragments: u32,
+    /// The record as far as it has come, and space behind it.
     record: Vec<u8>,
+    filled: usize,
 }
 
 impl Assembler {
@@ -64,6 +68,7 @@ impl Assembler {
             last: false,
             fragments: 0,
             record: Vec::new(),
+            filled: 0,
         }
     }
 
@@ -95,21 +100,51 @@ impl Assembler {
                 self.begin_fragment()?;
             }
             let n = input.len().min(self.fragment_left);
-            if n >= EARNED {
-                // All at once, not by doubling, which would copy what is there each time.
-                self.record.reserve(self.fragment_left);
-            }
-            self.record.extend_from_slice(&input[..n]);
-            self.fragment_left -= n;
+            let room = if n >= EARNED { self.fragment_left } else { n };
+            self.make_room(room);
+            self.record[self.filled..][..n].copy_from_slice(&input[..n]);
             *input = &input[n..];
-            if self.fragment_left > 0 {
-                return Ok(None);
+            match self.received(n) {
+                None if self.fragment_left > 0 => return Ok(None),
+                None => {}
+                record => return Ok(record),
             }
-            self.mark_filled = 0;
-            if self.last {
-                self.fragments = 0;
-                return Ok(Some(core::mem::take(&mut self.record)));
-            }
+        }
+    }
+
+    /// Where the rest of a long fragment belongs: what is received into the front of it need not be copied. Empty if that is
+    /// not worth it. To be followed by [`Self::received`].
+    pub fn space(&mut self) -> &mut [u8] {
+        let earned = self.mark_filled == MARK && self.filled >= EARNED;
+        if !earned || self.fragment_left < DIRECT {
+            return &mut [];
+        }
+        self.make_room(self.fragment_left);
+        &mut self.record[self.filled..][..self.fragment_left]
+    }
+
+    /// So many bytes are in [`Self::space`] now; gives the record if that was all of it.
+    pub fn received(&mut self, bytes: usize) -> Option<Vec<u8>> {
+        self.filled += bytes;
+        self.fragment_left -= bytes;
+        if self.fragment_left > 0 {
+            return None;
+        }
+        self.mark_filled = 0;
+        if !self.last {
+            return None;
+        }
+        self.fragments = 0;
+        self.record.truncate(core::mem::take(&mut self.filled));
+        Some(core::mem::take(&mut self.record))
+    }
+
+    fn make_room(&mut self, bytes: usize) {
+        let needed = self.filled + bytes;
+        if self.record.len() < needed {
+            // All at once, not by doubling, which would copy what is there each time.
+            self.record.reserve_exact(needed - self.record.len());
+            self.record.resize(needed, 0);
         }
     }
 
@@ -121,15 +156,13 @@ impl Assembler {
         if self.fragments > MAX_FRAGMENTS {
             return Err(BadStream::TooManyFragments);
         }
-        let length = self.record.len() + self.fragment_left;
+        let length = self.filled + self.fragment_left;
         if length > self.limit {
             return Err(BadStream::TooLong {
                 length,
                 limit: self.limit,
             });
         }
-        // A peer earns memory by sending bytes: a mark alone reserves little.
-        self.record.reserve(self.fragment_left.min(EARNED));
         Ok(())
     }
 }
@@ -161,6 +194,36 @@ mod tests {
                     records.push(record);
                 }
                 prop_assert!(piece.is_empty());
+            }
+            prop_assert_eq!(records, bodies);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn records_are_the_same_if_they_are_received_where_they_belong(
+            lengths in proptest::collection::vec(0usize..60_000, 1..5),
+            cuts in proptest::collection::vec(1usize..40_000, 1..5),
+        ) {
+            let bodies: Vec<Vec<u8>> = (1u8..).zip(lengths).map(|(i, n)| vec![i; n]).collect();
+            let stream: Vec<u8> = bodies.iter().flat_map(|b| framed(b)).collect();
+            let (mut assembler, mut records) = (Assembler::new(1 << 20), Vec::new());
+            let (mut rest, mut cuts) = (&stream[..], cuts.into_iter().cycle());
+            while !rest.is_empty() {
+                let cut = cuts.next().expect("endless").min(rest.len());
+                let space = assembler.space();
+                if space.is_empty() {
+                    let mut piece = &rest[..cut];
+                    while let Some(record) = assembler.next(&mut piece).expect("well formed") {
+                        records.push(record);
+                    }
+                    rest = &rest[cut..];
+                } else {
+                    let n = cut.min(space.len());
+                    space[..n].copy_from_slice(&rest[..n]);
+                    records.extend(assembler.received(n));
+                    rest = &rest[n..];
+                }
             }
             prop_assert_eq!(records, bodies);
         }

@@ -130,8 +130,16 @@ fn main() -> ExitCode {
             }
         }
     }
-    let fdatasync = local_fdatasync(base.path());
-    report(&servers, &results, fdatasync);
+    let local: Vec<(u64, f64)> = [1, 32]
+        .into_iter()
+        .map(|group| {
+            (
+                group,
+                median(&each_round(rounds, || local_fdatasync(base.path(), group))),
+            )
+        })
+        .collect();
+    report(&servers, &results, &local);
     ExitCode::SUCCESS
 }
 
@@ -366,21 +374,30 @@ fn fill(client: &mut Client<TcpStream>, file: FileHandle) {
         .expect("committed");
 }
 
-/// One write and one `fdatasync` after the other on the same file system, per second.
-fn local_fdatasync(base: &Path) -> f64 {
+/// What the file system can do without any server: writes of 4 KiB a second, at random as in the cases, with one `fdatasync` after
+/// each `group`.
+fn local_fdatasync(base: &Path, group: u64) -> f64 {
     use std::os::unix::fs::FileExt;
     let file = std::fs::File::create(base.join("local")).expect("create");
-    file.write_all_at(&vec![1; 1 << 20], 0)
-        .and_then(|()| file.sync_all())
-        .expect("written");
+    for offset in (0..FILE).step_by(1 << 20) {
+        file.write_all_at(&vec![1; 1 << 20], offset).expect("write");
+    }
+    file.sync_all().expect("sync");
+    let mut random = fastrand::Rng::with_seed(7);
     let (begun, mut count) = (Instant::now(), 0u64);
     while begun.elapsed() < TIME {
-        file.write_all_at(&[2; 4096], count % 256 * 4096)
-            .expect("write");
+        for _ in 0..group {
+            let offset = random.u64(0..FILE / 4096) * 4096;
+            file.write_all_at(&[2; 4096], offset).expect("write");
+        }
         file.sync_data().expect("sync");
-        count += 1;
+        count += group;
     }
     count as f64 / begun.elapsed().as_secs_f64()
+}
+
+fn each_round(rounds: usize, mut measure: impl FnMut() -> f64) -> Vec<f64> {
+    (0..rounds).map(|_| measure()).collect()
 }
 
 fn median(values: &[f64]) -> f64 {
@@ -389,7 +406,7 @@ fn median(values: &[f64]) -> f64 {
     values[values.len() / 2]
 }
 
-fn report(servers: &[Server], results: &BTreeMap<(&str, usize), Vec<f64>>, fdatasync: f64) {
+fn report(servers: &[Server], results: &BTreeMap<(&str, usize), Vec<f64>>, local: &[(u64, f64)]) {
     println!("calls per second, median of all rounds [every round]");
     for (i, case) in CASES.iter().enumerate() {
         println!("{}", case.name);
@@ -410,13 +427,17 @@ fn report(servers: &[Server], results: &BTreeMap<(&str, usize), Vec<f64>>, fdata
             println!("  ratio    {ratio:>8.2}");
         }
     }
-    println!("one local 4 KiB write and fdatasync after the other: {fdatasync:.0}/s");
+    for (group, rate) in local {
+        println!(
+            "without a server, 4 KiB writes with one fdatasync after every {group}: {rate:.0}/s"
+        );
+    }
     if let Some(path) = std::env::var_os("NFS_BENCH_JSON") {
         let cases: Vec<_> = results
             .iter()
             .map(|((server, i), rates)| serde_json::json!({"server": server, "case": CASES[*i].name, "per_second": rates}))
             .collect();
-        let json = serde_json::json!({"cases": cases, "local_fdatasync_per_second": fdatasync});
+        let json = serde_json::json!({"cases": cases, "local_writes_per_second_by_group": local});
         std::fs::write(path, json.to_string()).expect("write the figures");
     }
 }

@@ -15,6 +15,8 @@ use vhd::{DiskKind, Uuid};
 
 use crate::{
     client::Client,
+    durability,
+    node::PRIVATE,
     serve::{ServeOptions, serve},
     sr::{self, chain, check, guard::Guard, statefile, store::Directory, vdi},
 };
@@ -199,7 +201,13 @@ fn run_sr(command: SrCommand) -> Result<()> {
                     }
                 );
             }
-            if problems.iter().any(|problem| !problem.is_harmless()) {
+            let export = sr.canonicalize()?;
+            let private = export.parent().unwrap_or(&export).join(PRIVATE);
+            let failure = durability::mark(&private)?;
+            if let Some(failure) = &failure {
+                println!("the server: {failure}; what VMs wrote last may be lost");
+            }
+            if failure.is_some() || problems.iter().any(|problem| !problem.is_harmless()) {
                 bail!("{} has problems", sr.display());
             }
         }

@@ -3,10 +3,12 @@
 //! All who wait for a file while a sync of it is running share the next sync, so that 32 stable writes at once cost
 //! one or two syncs and not 32. A failed sync is never forgotten: the kernel reports it once and then drops the
 //! pages, so a second sync that succeeds proves nothing. From then on the verifier is another one (clients
-//! send their unstable writes again), and the export takes no more writes until the server is restarted.
+//! send their unstable writes again), and the export takes no more writes, also after a restart: a mark in the server's private
+//! directory says so until an operator takes it away.
 
 use std::{
     io,
+    path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -17,8 +19,30 @@ use nfs3::WriteVerifier;
 
 use crate::{file_io::Cover, pool::Pool};
 
+/// File in the private directory that says which sync failed.
+const MARK: &str = "storage-failed";
+
+/// What the mark in this directory says, if there is one.
+pub fn mark(private: &Path) -> io::Result<Option<String>> {
+    match std::fs::read_to_string(private.join(MARK)) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Takes the mark away.
+pub fn clear_mark(private: &Path) -> io::Result<()> {
+    match std::fs::remove_file(private.join(MARK)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Durability of one instance of the server.
 pub struct Durability {
+    /// Where the mark goes.
+    private: PathBuf,
     verifier: AtomicU64,
     failed: AtomicBool,
     /// Off only as a negative control of tests.
@@ -29,14 +53,16 @@ pub struct Durability {
 
 impl Durability {
     /// A new instance, with a verifier that no other has. With `enabled` false nothing is ever synced.
-    pub fn new(enabled: bool) -> Self {
-        Self {
+    pub fn new(enabled: bool, private: &Path) -> io::Result<Self> {
+        let failed = mark(private)?.is_some();
+        Ok(Self {
+            private: private.to_owned(),
             verifier: AtomicU64::new(random()),
-            failed: AtomicBool::new(false),
+            failed: AtomicBool::new(failed),
             enabled,
             syncs: AtomicU64::new(0),
             waited: AtomicU64::new(0),
-        }
+        })
     }
 
     /// The write verifier.
@@ -70,9 +96,12 @@ impl Durability {
         if !self.enabled {
             return Ok(());
         }
-        sync().map_err(|_| {
+        sync().map_err(|error| {
             self.failed.store(true, Ordering::SeqCst);
             self.verifier.store(random(), Ordering::SeqCst);
+            // The disk may not take this either; then only this instance knows.
+            let text = format!("a sync failed: {error}");
+            let _ = crate::sr::write_durably(&self.private.join(MARK), text.as_bytes());
             SyncFailed
         })
     }

@@ -18,10 +18,12 @@ use nix::sys::signal::{SigSet, Signal};
 use smoltcp::wire::IpCidr;
 
 use crate::{
+    durability,
     events::{Event, Events},
     export::{Export, Network, Squash},
     file_io::HostDisk,
     metrics::Metrics,
+    node::PRIVATE,
     server::{Config, Server},
     transport::{
         ethernet::{EthernetConfig, EthernetTransport, MacAddress},
@@ -65,6 +67,9 @@ pub struct ServeOptions {
     /// Whose users become nobody.
     #[arg(long, value_enum, default_value_t)]
     pub squash: Squash,
+    /// Take writes again after a sync has failed. For when the disk was replaced, and every VM's disk checked.
+    #[arg(long)]
+    pub clear_failure: bool,
     /// TCP address on which Prometheus may fetch /metrics.
     #[arg(long)]
     pub metrics: Option<SocketAddr>,
@@ -102,6 +107,11 @@ pub fn serve(options: ServeOptions) -> Result<()> {
         .as_ref()
         .map(|listener| listener.local_addr())
         .transpose()?;
+    let private = options.directory.join(PRIVATE);
+    if options.clear_failure {
+        durability::clear_mark(&private)
+            .with_context(|| format!("cannot change {}", private.display()))?;
+    }
     let server = Server::open(config(&options, tcp), events.clone())?;
     server
         .announce(tcp)
@@ -137,6 +147,12 @@ pub fn serve(options: ServeOptions) -> Result<()> {
         export: options.export.clone(),
         metrics: metrics.map(|address| address.to_string()),
     });
+    if let Ok(Some(failure)) = durability::mark(&private) {
+        let message = format!(
+            "{failure}. Nothing is written any more: replace the disk, check the repositories ('nfs-sr sr check'), then serve with --clear-failure"
+        );
+        events.report(&Event::Warning { message });
+    }
     running.begin();
     let reason = running.wait()?;
     events.report(&Event::Stopped { reason });

@@ -129,7 +129,7 @@ impl Server {
             nodes: Nodes::open(&directory).map_err(failed)?,
             handles: Handles::new(&key),
             leases,
-            durability: Arc::new(Durability::new(config.commit_sync)),
+            durability: Arc::new(Durability::new(config.commit_sync, &private).map_err(failed)?),
             events,
             metrics: Metrics::default(),
             disk: config.disk,

@@ -1,24 +1,15 @@
-//! What tells NFS servers apart: names, attributes, directories, repeated requests, refusals, and disks that fail.
+//! What tells NFS servers apart: names, attributes, directories, repeated requests and refusals.
 
 mod support;
 
 use std::{
     collections::BTreeSet,
-    io::{self, Read as _, Write as _},
+    io::{Read as _, Write as _},
     net::TcpStream,
-    os::{fd::OwnedFd, unix::fs::symlink},
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    os::unix::fs::symlink,
 };
 
-use nfs_sr::{
-    client::Client,
-    export::Squash,
-    file_io::{Cover, Disk, FileIo, HostDisk, Wait},
-};
+use nfs_sr::{client::Client, export::Squash};
 use nfs3::{
     Attributes, DirEntry, FileHandle, FileType, Name, SetAttributes, SetTime, Stability, Status,
     Time,
@@ -592,110 +583,6 @@ fn any_arguments_get_an_answer() {
         Ok(())
     });
     result.expect("every call is answered");
-}
-
-/// A disk that fails when told to.
-#[derive(Clone, Default)]
-struct FailingDisk {
-    write: Arc<AtomicBool>,
-    full: Arc<AtomicBool>,
-    sync: Arc<AtomicBool>,
-}
-
-struct FailingFile {
-    file: Box<dyn FileIo>,
-    disk: FailingDisk,
-}
-
-impl Disk for FailingDisk {
-    fn file(&self, fd: OwnedFd, path: &Path) -> Box<dyn FileIo> {
-        Box::new(FailingFile {
-            file: HostDisk.file(fd, path),
-            disk: self.clone(),
-        })
-    }
-}
-
-impl FileIo for FailingFile {
-    fn read_at(&self, buffer: &mut [u8], offset: u64, wait: Wait) -> io::Result<usize> {
-        self.file.read_at(buffer, offset, wait)
-    }
-
-    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        if self.disk.write.load(Ordering::SeqCst) {
-            return Err(rustix::io::Errno::IO.into());
-        }
-        if self.disk.full.load(Ordering::SeqCst) {
-            return Err(rustix::io::Errno::NOSPC.into());
-        }
-        self.file.write_at(data, offset)
-    }
-
-    fn set_len(&self, length: u64) -> io::Result<()> {
-        self.file.set_len(length)
-    }
-
-    fn sync(&self, cover: Cover) -> io::Result<()> {
-        if self.disk.sync.load(Ordering::SeqCst) {
-            return Err(rustix::io::Errno::IO.into());
-        }
-        self.file.sync(cover)
-    }
-}
-
-#[test]
-fn errors_of_the_disk_are_told_and_a_failed_sync_is_never_forgotten() {
-    let dir = tempfile::tempdir().expect("temporary directory");
-    let disk = FailingDisk::default();
-    let server = TestServer::with(
-        dir.path(),
-        Options {
-            disk: Arc::new(disk.clone()),
-            ..Options::default()
-        },
-    );
-    let mut client = server.client();
-    let root = client.root();
-    let file = client.create(root, "a").expect("created");
-    let verifier = client
-        .write(file, 0, b"abc", Stability::Unstable)
-        .expect("written")
-        .verifier;
-    assert_eq!(client.commit(file), Ok(verifier));
-    disk.full.store(true, Ordering::SeqCst);
-    assert_eq!(
-        client.write(file, 0, b"abd", Stability::Unstable).map(drop),
-        Err(Status::NoSpc)
-    );
-    disk.full.store(false, Ordering::SeqCst);
-    disk.write.store(true, Ordering::SeqCst);
-    assert_eq!(
-        client.write(file, 0, b"abd", Stability::Unstable).map(drop),
-        Err(Status::Io)
-    );
-    disk.write.store(false, Ordering::SeqCst);
-    client
-        .write(file, 0, b"abe", Stability::Unstable)
-        .expect("written");
-    disk.sync.store(true, Ordering::SeqCst);
-    assert_eq!(client.commit(file), Err(Status::Io));
-    // The kernel would now report success: it has dropped the pages.
-    disk.sync.store(false, Ordering::SeqCst);
-    assert_eq!(client.commit(file), Err(Status::Io));
-    assert_eq!(
-        client.write(file, 0, b"abf", Stability::Unstable).map(drop),
-        Err(Status::Io)
-    );
-    assert_eq!(client.create(root, "b"), Err(Status::Io));
-    client.read(file, 0, 3).expect("reading goes on");
-    drop(server);
-    let server = TestServer::start(dir.path());
-    let mut client = server.client();
-    assert_ne!(
-        client.commit(file),
-        Ok(verifier),
-        "clients must send their unstable writes again"
-    );
 }
 
 /// Stable writes that wait at the same time share syncs.

@@ -20,6 +20,9 @@ const MAX_CALLS: usize = 256;
 /// Bytes of replies that may wait or be in the making; beyond that the client is not read from. One call is always taken.
 const MAX_UNSENT: usize = 2 << 20;
 
+/// A call of so many bytes is received where it belongs.
+const LONG: usize = 32 << 10;
+
 /// A connection.
 pub struct Session {
     id: u64,
@@ -35,6 +38,7 @@ pub struct Session {
     reserved: usize,
     progress: Instant,
     served: bool,
+    long: bool,
 }
 
 impl Session {
@@ -53,6 +57,7 @@ impl Session {
             reserved: 0,
             progress: Instant::now(),
             served: false,
+            long: false,
         }
     }
 
@@ -92,29 +97,55 @@ impl Session {
             || self.calls < MAX_CALLS && self.unsent_bytes + self.reserved < MAX_UNSENT
     }
 
+    /// Where the rest of a long call belongs; empty if there is none under way. To be received into instead of a buffer from
+    /// which it would be copied, and followed by [`Self::received`].
+    pub fn space(&mut self) -> &mut [u8] {
+        match self.unread.is_empty() && self.has_room() {
+            true => self.records.space(),
+            false => &mut [],
+        }
+    }
+
+    /// So many bytes are in [`Self::space`] now. An error ends the connection.
+    pub fn received(&mut self, server: &Arc<Server>, bytes: usize) -> Result<(), String> {
+        match self.records.received(bytes) {
+            Some(record) => self.submit(server, record),
+            None => Ok(()),
+        }
+    }
+
+    /// The last call was a long one: so may the next be, and it is worth knowing its length before more of it is received.
+    pub fn expects_long(&self) -> bool {
+        self.long
+    }
+
     /// Takes what was received. An error ends the connection.
     pub fn receive(&mut self, server: &Arc<Server>, mut input: &[u8]) -> Result<(), String> {
         while self.has_room() {
-            let record = match self.records.next(&mut input) {
-                Ok(Some(record)) => record,
+            match self.records.next(&mut input) {
+                Ok(Some(record)) => self.submit(server, record)?,
                 Ok(None) => return Ok(()),
                 Err(why) => return Err(why.to_string()),
-            };
-            let reserved = reply_bound(&record);
-            self.calls += 1;
-            self.reserved += reserved;
-            self.progress = Instant::now();
-            let to = ReplyTo {
-                mailbox: self.mailbox.clone(),
-                connection: self.id,
-                reserved,
-            };
-            server
-                .submit(record, self.from, to)
-                .map_err(|why| why.to_string())?;
-            self.served = true;
+            }
         }
         self.unread.extend_from_slice(input);
+        Ok(())
+    }
+
+    fn submit(&mut self, server: &Arc<Server>, record: Vec<u8>) -> Result<(), String> {
+        self.long = record.len() >= LONG;
+        let reserved = reply_bound(&record);
+        self.calls += 1;
+        self.reserved += reserved;
+        self.progress = Instant::now();
+        let to = ReplyTo {
+            mailbox: self.mailbox.clone(),
+            connection: self.id,
+            reserved,
+        };
+        let taken = server.submit(record, self.from, to);
+        taken.map_err(|why| why.to_string())?;
+        self.served = true;
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    io::{self, IoSlice, Read, Write},
+    io::{self, IoSlice, IoSliceMut, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     os::fd::{AsFd, OwnedFd},
     sync::{
@@ -25,6 +25,8 @@ const MAILBOX: u64 = 1;
 const FIRST_CONNECTION: u64 = 2;
 /// Read at a time.
 const CHUNK: usize = 256 * 1024;
+/// Read at a time while calls are long: enough to earn the room of a record.
+const FRONT: usize = 8192;
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 1024;
 /// A connection that has a call half sent, has never sent one, or takes no reply, is closed after so long.
@@ -309,9 +311,18 @@ impl From<io::Error> for Closed {
 
 impl Connection {
     fn receive(&mut self, chunk: &mut [u8], server: &Arc<Server>) -> Result<(), Closed> {
-        let input = match self.stream.read(chunk) {
+        // Of long calls the front only: the rest is received where it belongs.
+        let taken = if self.session.expects_long() {
+            FRONT
+        } else {
+            CHUNK
+        };
+        let space = self.session.space();
+        let direct = space.len();
+        let mut parts = [IoSliceMut::new(space), IoSliceMut::new(&mut chunk[..taken])];
+        let received = match self.stream.read_vectored(&mut parts) {
             Ok(0) => return Err(Closed(None)),
-            Ok(n) => &chunk[..n],
+            Ok(n) => n,
             Err(error)
                 if matches!(
                     error.kind(),
@@ -322,8 +333,13 @@ impl Connection {
             }
             Err(error) => return Err(error.into()),
         };
+        let direct = received.min(direct);
+        if direct > 0 {
+            let taken = self.session.received(server, direct);
+            taken.map_err(|why| Closed(Some(why)))?;
+        }
         self.session
-            .receive(server, input)
+            .receive(server, &chunk[..received - direct])
             .map_err(|why| Closed(Some(why)))
     }
 

@@ -22,7 +22,14 @@ impl Program {
     }
 
     pub fn on(directory: &Path, listen: &str, arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_nfs-sr"))
+        // A command that does nothing but run its arguments.
+        Self::spawn(Command::new("env"), directory, listen, arguments)
+    }
+
+    /// As the arguments of `command`.
+    pub fn spawn(mut command: Command, directory: &Path, listen: &str, arguments: &[&str]) -> Self {
+        let mut child = command
+            .arg(env!("CARGO_BIN_EXE_nfs-sr"))
             .arg("serve")
             .arg(directory)
             .args(["--listen", listen])

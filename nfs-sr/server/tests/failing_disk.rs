@@ -1,0 +1,261 @@
+//! Disks that are full, broken or read-only: clear errors, and nothing that was acknowledged is lost silently.
+
+mod support;
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicI32, Ordering},
+    },
+};
+
+use nfs_sr::{
+    client::Client,
+    file_io::{Cover, Disk, FileIo, HostDisk, Wait},
+};
+use nfs3::{
+    DirEntry, Name, SetAttributes, Stability, Status,
+    nfs::{MkDir, MkDirArgs, Remove, SetAttr, SetAttrArgs},
+};
+use rustix::io::Errno;
+use support::{Calls, Options, TestServer, program::Program};
+
+/// A disk that fails when told to, with the error it is told.
+#[derive(Clone, Default)]
+struct FailingDisk {
+    write: Arc<AtomicI32>,
+    sync: Arc<AtomicI32>,
+}
+
+struct FailingFile {
+    file: Box<dyn FileIo>,
+    disk: FailingDisk,
+}
+
+fn fail(how: &AtomicI32) -> io::Result<()> {
+    match how.load(Ordering::SeqCst) {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+impl Disk for FailingDisk {
+    fn file(&self, fd: OwnedFd, path: &Path) -> Box<dyn FileIo> {
+        Box::new(FailingFile {
+            file: HostDisk.file(fd, path),
+            disk: self.clone(),
+        })
+    }
+}
+
+impl FileIo for FailingFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64, wait: Wait) -> io::Result<usize> {
+        self.file.read_at(buffer, offset, wait)
+    }
+
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        fail(&self.disk.write)?;
+        self.file.write_at(data, offset)
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        fail(&self.disk.write)?;
+        self.file.set_len(length)
+    }
+
+    fn sync(&self, cover: Cover) -> io::Result<()> {
+        fail(&self.disk.sync)?;
+        self.file.sync(cover)
+    }
+}
+
+fn failing(directory: &Path) -> (FailingDisk, TestServer) {
+    let disk = FailingDisk::default();
+    let options = Options {
+        disk: Arc::new(disk.clone()),
+        ..Options::default()
+    };
+    (disk, TestServer::with(directory, options))
+}
+
+#[test]
+fn errors_of_the_disk_are_told_and_pass_when_it_is_well() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (disk, server) = failing(dir.path());
+    let mut client = server.client();
+    let root = client.root();
+    let file = client.create(root, "a").expect("created");
+    client
+        .write(file, 0, b"abc", Stability::FileSync)
+        .expect("written");
+    let errors = [
+        (Errno::NOSPC, Status::NoSpc),
+        (Errno::DQUOT, Status::DQuot),
+        (Errno::IO, Status::Io),
+        (Errno::ROFS, Status::RoFs),
+    ];
+    for (error, status) in errors {
+        disk.write.store(error.raw_os_error(), Ordering::SeqCst);
+        let written = client.write(file, 0, b"xyz", Stability::Unstable);
+        assert_eq!(written.map(drop), Err(status));
+        let args = SetAttrArgs {
+            object: file,
+            attributes: SetAttributes {
+                size: Some(1),
+                ..SetAttributes::default()
+            },
+            guard: None,
+        };
+        let record = client.call::<SetAttr>(&args).expect("connected");
+        let set = record.results::<SetAttr>().expect("a reply");
+        assert_eq!(set.map(drop).map_err(|failure| failure.status), Err(status));
+        assert_eq!(client.read(file, 0, 9).as_deref(), Ok(&b"abc"[..]));
+    }
+    disk.write.store(0, Ordering::SeqCst);
+    client
+        .write(file, 0, b"xyz", Stability::FileSync)
+        .expect("it is well again");
+}
+
+#[test]
+fn a_failed_sync_is_never_forgotten() {
+    for stable in [Stability::Unstable, Stability::FileSync] {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (disk, server) = failing(dir.path());
+        let mut client = server.client();
+        let root = client.root();
+        let file = client.create(root, "a").expect("created");
+        let written = client.write(file, 0, b"abc", Stability::Unstable);
+        let verifier = written.expect("written").verifier;
+        assert_eq!(client.commit(file), Ok(verifier));
+        disk.sync.store(Errno::IO.raw_os_error(), Ordering::SeqCst);
+        match client.write(file, 0, b"abd", stable) {
+            Ok(_) => assert_eq!(client.commit(file), Err(Status::Io)),
+            Err(status) => assert_eq!(status, Status::Io),
+        }
+        // The kernel would now report success: it has dropped the pages.
+        disk.sync.store(0, Ordering::SeqCst);
+        assert_eq!(client.commit(file), Err(Status::Io));
+        let again = client.write(file, 0, b"abf", Stability::Unstable);
+        assert_eq!(again.map(drop), Err(Status::Io));
+        assert_eq!(client.create(root, "b"), Err(Status::Io));
+        client.read(file, 0, 3).expect("reading goes on");
+        drop((client, server));
+        // Nor by a restart: only an operator can know that the disk is well.
+        let server = TestServer::start(dir.path());
+        let mut client = server.client();
+        let again = client.write(file, 0, b"abf", Stability::Unstable);
+        assert_eq!(again.map(drop), Err(Status::Io));
+        drop((client, server));
+        let program = Program::start(dir.path(), &["--clear-failure"]);
+        let mut client = Client::new(support::connect(program.address));
+        let written = client.write(file, 0, b"abg", Stability::FileSync);
+        let now = written.expect("the operator says that it is well").verifier;
+        assert_ne!(
+            now, verifier,
+            "clients must send their unstable writes again"
+        );
+    }
+}
+
+/// Runs the server in a namespace of its own in which `mount` has been run, which needs no privilege.
+fn in_namespace(mount: &str, directory: &Path) -> Program {
+    let shell = format!("{mount} && exec \"$@\"");
+    let mut command = Command::new("unshare");
+    command.args([
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        &shell,
+        "sh",
+    ]);
+    Program::spawn(command, directory, "127.0.0.1:0", &[])
+}
+
+#[test]
+fn on_a_full_disk_what_was_acknowledged_stays() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mount = format!("mount -t tmpfs -o size=4m none '{}'", dir.path().display());
+    let program = in_namespace(&mount, dir.path());
+    let mut client = Client::new(support::connect(program.address));
+    let root = client.root();
+    let file = client.create(root, "disk").expect("created");
+    client.create(root, "leased").expect("created");
+    let piece = |i: u64| vec![i as u8 + 1; 64 << 10];
+    let mut acknowledged = 0;
+    let full = loop {
+        match client.write(
+            file,
+            acknowledged << 16,
+            &piece(acknowledged),
+            Stability::FileSync,
+        ) {
+            Ok(ok) => assert_eq!((ok.count, ok.committed), (64 << 10, Stability::FileSync)),
+            Err(status) => break status,
+        }
+        acknowledged += 1;
+        assert!(acknowledged < 64, "the disk has 4 MiB");
+    };
+    assert_eq!(full, Status::NoSpc);
+    assert!(acknowledged > 16);
+    let name = DirEntry {
+        dir: root,
+        name: Name(b"dir"),
+    };
+    let made = |client: &mut Client<_>| {
+        let args = MkDirArgs {
+            place: name,
+            attributes: SetAttributes::default(),
+        };
+        let record = client.call::<MkDir>(&args).expect("connected");
+        let made = record.results::<MkDir>().expect("a reply");
+        made.map(drop).map_err(|failure| failure.status)
+    };
+    // Room for leases was made before.
+    client.acquire(root, "leased", "h1");
+    assert!(matches!(made(&mut client), Ok(()) | Err(Status::NoSpc)));
+    for i in 0..acknowledged {
+        assert_eq!(
+            client.read(file, i << 16, 64 << 10),
+            Ok(piece(i)),
+            "piece {i}"
+        );
+    }
+    let record = client
+        .call::<Remove>(&DirEntry {
+            dir: root,
+            name: Name(b"disk"),
+        })
+        .expect("connected");
+    record
+        .results::<Remove>()
+        .expect("a reply")
+        .expect("removed");
+    let file = client.create(root, "next").expect("there is room again");
+    client
+        .write(file, 0, &piece(0), Stability::FileSync)
+        .expect("there is room again");
+}
+
+#[test]
+fn a_read_only_disk_is_not_served_and_why_is_said() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().display();
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c"])
+        .arg(format!(
+            "mount --bind '{path}' '{path}' && mount -o remount,bind,ro '{path}' && exec '{}' serve '{path}' --listen 127.0.0.1:0",
+            env!("CARGO_BIN_EXE_nfs-sr")
+        ))
+        .output()
+        .expect("unshare is needed: install the package util-linux");
+    let why = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{why}");
+    assert!(why.contains("Read-only file system"), "{why}");
+}
