@@ -12,8 +12,11 @@ use crate::{
 /// Nanoseconds in a millisecond.
 pub(crate) const MS: u64 = 1_000_000;
 
+/// Bytes at the start of a slot that tell it from an older one.
+const HEAD: usize = 48;
+
 /// Another host, as seen from here.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Peer {
     /// The last heartbeat that came from it.
     pub heard: Heard,
@@ -25,6 +28,8 @@ pub(crate) struct Peer {
     vouched_at: u64,
     /// The last of its reports that was read in the statefile.
     pub slot: Heard,
+    /// How that block began, its checksum included.
+    slot_head: [u8; HEAD],
     /// When it is certain to have been there at the latest.
     slot_at: u64,
     /// When the newest look at its slot that has ended was begun.
@@ -45,10 +50,19 @@ impl Peer {
     /// One of which nothing is known yet: its silence begins now.
     pub fn new(steady: u64) -> Self {
         Self {
+            heard: Heard::default(),
             heard_at: steady,
+            known: Heard::default(),
             vouched_at: steady,
+            slot: Heard::default(),
+            slot_head: [0; HEAD],
             slot_at: steady,
-            ..Self::default()
+            looked_at: 0,
+            damaged_since: None,
+            report: None,
+            acknowledged: None,
+            storage_worked: 0,
+            suspected: None,
         }
     }
 
@@ -70,9 +84,21 @@ impl Peer {
         }
     }
 
+    /// Whether this is the block that was read last, by a look that began at `sent`: then nothing in it needs to be checked again.
+    pub fn is_same_slot(&mut self, block: &[u8], sent: u64) -> bool {
+        let same = self.slot != Heard::default() && block.starts_with(&self.slot_head);
+        if same {
+            self.looked_at = self.looked_at.max(sent);
+        }
+        same
+    }
+
     /// Its slot was read, by a look that began at `sent`.
-    pub fn on_slot(&mut self, slot: Heard, sent: u64, steady: u64) {
+    pub fn on_slot(&mut self, block: &[u8], slot: Heard, sent: u64, steady: u64) {
         self.damaged_since = None;
+        if let Some(head) = block.first_chunk() {
+            self.slot_head = *head;
+        }
         self.looked_at = self.looked_at.max(sent);
         if slot > self.slot {
             self.slot = slot;

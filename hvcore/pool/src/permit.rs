@@ -149,7 +149,7 @@ impl Pool {
         let (LeaseAnswer::State { epoch, .. } | LeaseAnswer::Granted { epoch }) = answer else {
             return;
         };
-        self.newest_generation = self.newest_generation.max(*epoch);
+        self.note_generation(*epoch);
         let fresh = self.clocks.raw() < sent + self.config.timing.run_ms * MS;
         if *epoch == self.table.generation && self.standing == Standing::Member && fresh {
             self.end_lapse();

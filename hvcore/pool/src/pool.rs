@@ -372,6 +372,9 @@ impl Pool {
             (look.first..look.first + look.count).zip(blocks.chunks_exact(statefile::BLOCK))
         {
             let host = HostId(u16::try_from(index).unwrap_or(u16::MAX));
+            if self.peers[index].is_same_slot(block, look.sent) {
+                continue;
+            }
             let decoded = Report::decode_slot(
                 host,
                 block,
@@ -386,7 +389,7 @@ impl Pool {
                         incarnation: report.incarnation,
                         sequence: report.sequence,
                     };
-                    self.peers[index].on_slot(slot, look.sent, steady);
+                    self.peers[index].on_slot(block, slot, look.sent, steady);
                     self.take_report(report);
                 }
                 Ok(Some(_)) => {

@@ -185,14 +185,10 @@ impl Pool {
     /// Proposes a new liveset if it is this host's turn and there is a reason.
     pub(crate) fn propose(&mut self) {
         let steady = self.clocks.steady();
-        let able = match self.standing {
-            Standing::Member => !self.permit.is_lapsed(),
-            Standing::Joining => true,
-            Standing::Fenced => false,
-        };
+        // Its own guests may stand still: if the others have gone on without this host, the lease refuses it.
         if !matches!(self.proposal.step, Step::Idle)
             || steady < self.proposal.not_before
-            || !able
+            || self.standing == Standing::Fenced
             || !self.storage_works()
         {
             return;
@@ -257,17 +253,21 @@ impl Pool {
                     self.announce(epoch);
                 }
             }
-            LeaseAnswer::State { epoch, .. } => {
-                let known = self.proposal.orphan.map_or(0, |(orphan, _)| orphan);
-                if epoch > self.table.generation && epoch != known {
-                    self.proposal.orphan = Some((epoch, steady));
-                }
-            }
+            LeaseAnswer::State { epoch, .. } => self.note_generation(epoch),
             LeaseAnswer::Missing => {
                 self.proposal.not_before = steady + 10_000 * MS;
                 self.tell(Event::NoPoolFile);
             }
             LeaseAnswer::Failed => {}
+        }
+    }
+
+    /// The pool's lease was seen at this epoch. If its table does not turn up, somebody must move on from there.
+    pub(crate) fn note_generation(&mut self, epoch: u64) {
+        self.newest_generation = self.newest_generation.max(epoch);
+        let known = self.proposal.orphan.map_or(0, |(orphan, _)| orphan);
+        if epoch > self.table.generation && epoch != known {
+            self.proposal.orphan = Some((epoch, self.clocks.steady()));
         }
     }
 

@@ -101,6 +101,9 @@ pub fn run_with(
     };
     run.world.storage.enforced = enforced;
     let result = run.run(case);
+    if std::env::var_os("POOL_HISTORY").is_some() {
+        history(&run.world);
+    }
     let world = &run.world;
     run.outcome.host_seconds = (world.now - SECOND) as f64 / 1e9 * hosts as f64;
     run.outcome.restarts = world.count(0, |event| matches!(event, Event::Restart { .. }));
@@ -121,6 +124,10 @@ pub fn history(world: &World) {
             told.event.explain(&world.config)
         );
     }
+    for (number, host) in (1..).zip(&world.hosts) {
+        let status = host.pool.as_ref().map(pool::Pool::status);
+        println!("h{number} at the end: {status:?}");
+    }
 }
 
 struct Run {
@@ -131,7 +138,7 @@ struct Run {
 
 impl Run {
     fn run(&mut self, case: Case) -> Result<(), String> {
-        let result = self.form().and_then(|()| match case {
+        self.form().and_then(|()| match case {
             Case::Chaos => self.chaos(false),
             Case::Migrations => self.chaos(true),
             Case::Pull => self.pull(),
@@ -141,11 +148,7 @@ impl Run {
             Case::Busy => self.busy(),
             Case::Freeze => self.freeze(),
             Case::Hostile => self.hostile(),
-        });
-        if std::env::var_os("POOL_HISTORY").is_some() {
-            history(&self.world);
-        }
-        result
+        })
     }
 
     fn pass(&mut self, duration: u64) {
