@@ -35,7 +35,7 @@
 //!
 //! A guest that arrives is cold: caches, address translations and, under an emulator, the translation of its code
 //! are made anew while its user waits. So the destination runs a copy of the guest for a moment *before* the
-//! stop, in the RAM it has by then, and gives it frames like those it answers every day. The copy is no
+//! stop, in RAM and registers of one moment, and gives it the frames that the guest receives meanwhile. The copy is no
 //! second guest: its disks are not opened for writing, its frames and its console go nowhere, its machine is
 //! thrown away, and the pages it has changed are sent again.
 //!

@@ -42,9 +42,10 @@ const PROGRESS_DENOMINATOR: usize = 4;
 /// After so many rounds that got no closer, waiting longer gives no shorter pause.
 const MAX_STALLED_ROUNDS: u32 = 3;
 
-/// The rehearsal comes after the second round: the pages there are then nearly those of one moment, so that the
-/// copy finds its way.
-const REHEARSAL_ROUND: u32 = 1;
+/// The rehearsal comes with the first round of so few pages that they can be copied in one go, in a few milliseconds in
+/// which the guest does not run: pages and snapshot are then of one moment. A copy whose stacks are older than its
+/// registers would be lost at once.
+const REHEARSAL_PAGES: usize = 512;
 
 /// Disk I/O that the guest had begun must end within this time, or the guest runs on.
 const DRAIN_TIMEOUT_NS: u64 = 3_000_000_000;
@@ -147,7 +148,9 @@ pub struct Source {
     known: BTreeMap<PageHash, u32>,
     unsent: Vec<u8>,
     sent: usize,
+    /// The rehearsal has been sent, and its end is awaited.
     rehearsing: bool,
+    rehearsed: bool,
     connected: bool,
     lost: bool,
     cancelled: Option<String>,
@@ -188,6 +191,7 @@ impl Source {
             unsent: Vec::new(),
             sent: 0,
             rehearsing: false,
+            rehearsed: false,
             connected: false,
             lost: false,
             cancelled: None,
@@ -509,12 +513,16 @@ impl Source {
         Ok(())
     }
 
-    fn begin_round(&mut self, now: u64, number: u32, harvest: Harvest) {
+    fn count_round(&mut self, now: u64, number: u32) {
         self.round = Round {
             number,
             ..Round::default()
         };
         self.round_began_ns = now;
+    }
+
+    fn begin_round(&mut self, now: u64, number: u32, harvest: Harvest) {
+        self.count_round(now, number);
         self.state = State::Copying {
             harvest,
             last: false,
@@ -528,17 +536,21 @@ impl Source {
         let harvest = self.harvest(vm);
         let dirty = harvest.len();
         self.report_round(now, dirty);
+        let next = self.round.number + 1;
+        let rehearse = self.config.rehearse && !self.rehearsed && dirty <= REHEARSAL_PAGES;
+        if rehearse && next < self.config.max_rounds {
+            self.begin_rehearsal(vm, next, harvest);
+            return;
+        }
         if dirty * PROGRESS_DENOMINATOR > self.last_dirty * PROGRESS_NUMERATOR {
             self.stalled_rounds += 1;
         } else {
             self.stalled_rounds = 0;
         }
         self.last_dirty = dirty;
-        let next = self.round.number + 1;
-        let rehearsed = !self.config.rehearse || self.round.number > REHEARSAL_ROUND;
         let converged =
             dirty <= self.config.stop_pages as usize || self.stalled_rounds >= MAX_STALLED_ROUNDS;
-        if rehearsed && converged || next >= self.config.max_rounds {
+        if converged || next >= self.config.max_rounds {
             self.tracker.give_back(harvest);
             vm.stop();
             let now = vm.now_ns();
@@ -550,6 +562,20 @@ impl Source {
             vm.settle();
             self.begin_round(now, next, harvest);
         }
+    }
+
+    /// A round in one go, and the snapshot that belongs to it.
+    fn begin_rehearsal(&mut self, vm: &mut impl SourceVm, number: u32, mut harvest: Harvest) {
+        vm.settle();
+        self.count_round(vm.now_ns(), number);
+        while !self.copy_pages(vm.memory(), &mut harvest) {}
+        harvest.commit();
+        self.rehearsed = true;
+        self.rehearsing = true;
+        let snapshot = vm.snapshot();
+        self.send(&FromSource::Rehearsal { snapshot });
+        vm.copy_frames();
+        self.end_round(vm.now_ns());
     }
 
     fn begin_last_pages(&mut self, vm: &mut impl SourceVm) {
@@ -637,12 +663,10 @@ impl Source {
             return;
         }
         self.known.clear();
-        if self.config.rehearse && self.round.number == REHEARSAL_ROUND {
-            let snapshot = vm.snapshot();
-            self.send(&FromSource::Rehearsal { snapshot });
-            self.rehearsing = true;
-            vm.copy_frames();
-        }
+        self.end_round(now);
+    }
+
+    fn end_round(&mut self, now: u64) {
         self.round_sent_ns = now;
         self.send(&FromSource::EndOfRound {
             number: self.round.number,

@@ -1,10 +1,12 @@
 //! Running a copy of a guest that is about to arrive, so that its code is warm when it does.
 //!
-//! The copy runs in the RAM that has arrived so far, on the real vCPUs, with a machine whose requests nobody
-//! serves: what it sends, prints, reads from disk or writes there goes nowhere. Afterwards the machine is
-//! replaced by a new one, the vCPUs are loaded anew with the final state, and the pages that were changed are
-//! asked for again. A copy that goes astray, since its pages are not quite of one moment, is as good as one that
-//! does not.
+//! The copy runs in the RAM that has arrived so far, which is of one moment with the snapshot it begins with, on the real
+//! vCPUs, with a machine whose requests nobody serves: what it sends, prints, reads from disk or writes there goes
+//! nowhere. It receives what the guest receives. Afterwards the machine is replaced by a new one, the vCPUs are
+//! loaded anew with the final state, and the pages that were changed are asked for again.
+//!
+//! Rejected: beginning with whatever pages have arrived. Stacks and run queues of the guest's kernel are then
+//! older than its registers, the copy is lost at once, and hardly anything is warm.
 
 use alloc::{
     collections::VecDeque,
@@ -23,7 +25,7 @@ use crate::{
     vm::Guest,
 };
 
-/// How long the copy runs: the way from a frame's arrival to the answer, begun cold, a few times.
+/// How long the copy runs: long enough for a key to be typed in most runs, and for what is seldom done to be done once.
 const DURATION_NS: u64 = 250_000_000;
 
 /// Frames that wait for the copy; what comes on top is dropped.

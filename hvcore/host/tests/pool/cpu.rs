@@ -214,9 +214,11 @@ impl Vcpu for Cpu {
             0 => self.state.cr0,
             2 => self.state.cr2,
             3 => self.state.cr3,
+            8 => 0,
             _ => self.state.cr4,
         }
     }
+    fn set_task_priority(&mut self, _: u8, _: bool) {}
     fn efer(&self) -> u64 {
         self.state.efer
     }
