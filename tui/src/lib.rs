@@ -135,6 +135,23 @@ fn input(event: Event) -> Option<Input> {
     }
 }
 
+/// Where a replay begins: just before the first thing that was done to the lab, or at its end.
+fn replay_start(log: &Log) -> u64 {
+    const BEFORE_NS: u64 = 2_000_000_000;
+    const DONE: [&str; 3] = [
+        r#""kind":"migration-requested""#,
+        r#""kind":"link-fault""#,
+        r#""state":"pulled""#,
+    ];
+    (0..log.len())
+        .find(|line| DONE.iter().any(|text| log.contains(*line, text)))
+        .and_then(|line| log.record(line))
+        .map_or_else(
+            || log.last_t_ns(),
+            |record| record.t_ns.saturating_sub(BEFORE_NS),
+        )
+}
+
 fn list_runs(base: &Path, app: &mut App, now_ns: u64) {
     match run_folder::list(base, SystemTime::now()) {
         Ok(runs) => {
@@ -166,7 +183,7 @@ impl Shown {
                 ahead_ns: i128::from(uptime),
             },
             None => Mode::Replay {
-                at_ns: log.last_t_ns(),
+                at_ns: replay_start(&log),
                 playing: false,
             },
         };

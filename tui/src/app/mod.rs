@@ -393,6 +393,37 @@ impl App {
         }
     }
 
+    /// Lines of the latest events that say something new, the newest last: no samples, keys or regular reports.
+    #[must_use]
+    pub fn latest(&self, count: usize) -> Vec<usize> {
+        const REGULAR: [&str; 4] = [
+            r#""kind":"probe-samples""#,
+            r#""kind":"key""#,
+            r#""kind":"host-status""#,
+            r#""kind":"vm-status""#,
+        ];
+        let until = if self.is_frozen() {
+            self.lab_now_ns()
+        } else {
+            u64::MAX
+        };
+        let mut lines: Vec<usize> = (0..self.folded)
+            .rev()
+            .take(FOLD_AT_ONCE)
+            .filter(|line| !REGULAR.iter().any(|kind| self.log.contains(*line, kind)))
+            .filter(|line| {
+                until == u64::MAX
+                    || self
+                        .log
+                        .record(*line)
+                        .is_some_and(|record| record.t_ns <= until)
+            })
+            .take(count)
+            .collect();
+        lines.reverse();
+        lines
+    }
+
     fn refold(&mut self) {
         self.lab = Lab::default();
         self.folded = 0;

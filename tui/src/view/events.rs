@@ -34,7 +34,8 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
     });
 }
 
-fn event(app: &App, line: usize) -> Line<'static> {
+/// A line of the log, in columns.
+pub(super) fn event(app: &App, line: usize) -> Line<'static> {
     let bytes = app.log.line(line).unwrap_or_default();
     let Ok(Value::Object(fields)) = serde_json::from_slice::<Value>(bytes) else {
         let text = String::from_utf8_lossy(bytes);
@@ -56,7 +57,12 @@ fn event(app: &App, line: usize) -> Line<'static> {
     };
     let mut details = String::new();
     for (name, value) in &fields {
-        if COMMON.contains(&name.as_str()) {
+        // A host that speaks of itself, and what is empty, need no words.
+        let empty = value.as_str().is_some_and(str::is_empty);
+        if COMMON.contains(&name.as_str())
+            || empty
+            || (name == "host" && value == &fields["source"])
+        {
             continue;
         }
         if !details.is_empty() {

@@ -102,17 +102,6 @@ fn hints(app: &App) -> Line<'static> {
         ));
         spans.push(Span::styled(format!(" {short} "), style));
     }
-    for (action, word) in [
-        (Action::CommandLine, "command"),
-        (Action::Help, "keys"),
-        (Action::Quit, "quit"),
-    ] {
-        spans.push(Span::styled(
-            format!(" {}", app.keys.hint(action)),
-            app.look.accent(),
-        ));
-        spans.push(Span::raw(format!(" {word} ")));
-    }
     Line::from(spans)
 }
 
@@ -140,7 +129,7 @@ fn short(action: Action) -> &'static str {
 
 /// Where in a finished run one is.
 fn scrubber(app: &App, at_ns: u64) -> Line<'static> {
-    const WIDTH: usize = 40;
+    const WIDTH: usize = 24;
     let last = app.log.last_t_ns().max(1);
     let at = (at_ns as f64 / last as f64 * (WIDTH - 1) as f64).round() as usize;
     let line = app.look.wire(WIDTH);
@@ -152,14 +141,12 @@ fn scrubber(app: &App, at_ns: u64) -> Line<'static> {
         Span::styled(app.look.block(), app.look.title()),
         Span::styled(after, app.look.dim()),
         Span::raw(format!(
-            "  {} of {} s   {} play  {} {} step  {} keys  {} quit",
-            super::seconds(at_ns),
-            super::seconds(last),
+            "  {:.1} of {:.1} s   {} play or pause   {} {} a second back or on",
+            at_ns as f64 / 1e9,
+            last as f64 / 1e9,
             app.keys.hint(Action::Play),
             app.keys.hint(Action::Left),
             app.keys.hint(Action::Right),
-            app.keys.hint(Action::Help),
-            app.keys.hint(Action::Quit),
         )),
     ])
 }
@@ -205,8 +192,28 @@ fn message(app: &App) -> Line<'static> {
             };
             Line::styled(format!(" {}", toast.text), style)
         }
-        None => Line::raw(""),
+        None => general(app),
     }
+}
+
+/// What can be done anywhere.
+fn general(app: &App) -> Line<'static> {
+    let mut spans = Vec::new();
+    for (action, word) in [
+        (Action::NextView, "next view"),
+        (Action::CommandLine, "command"),
+        (Action::Filter, "filter events"),
+        (Action::Freeze, "freeze display"),
+        (Action::Help, "keys"),
+        (Action::Quit, "quit"),
+    ] {
+        spans.push(Span::styled(
+            format!(" {}", app.keys.hint(action)),
+            app.look.dim(),
+        ));
+        spans.push(Span::styled(format!(" {word} "), app.look.dim()));
+    }
+    Line::from(spans)
 }
 
 fn typed(label: &'static str, text: &str, app: &App) -> Line<'static> {

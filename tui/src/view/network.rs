@@ -13,7 +13,7 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
         return;
     }
     let heading = Line::styled(
-        "    LINK             WIRE          WHAT IT SENDS                 WHAT IT RECEIVES",
+        "  LINK             WIRE          WHAT IT SENDS                 WHAT IT RECEIVES",
         app.look.dim(),
     );
     super::list(

@@ -4,8 +4,9 @@ use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Block, Borders};
+use ratatui::widgets::{Block, Borders, Paragraph};
 
+use super::events;
 use super::strip::{self, Strip};
 use crate::app::{App, Target};
 use crate::model::{Host, Vm};
@@ -17,13 +18,16 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
     } else {
         strip::height(kinds.len()) + 1
     };
-    let [pool, state, strip] = Layout::vertical([
+    let rows = u16::try_from(app.targets().len().max(1)).unwrap_or(u16::MAX);
+    let [pool, latest, state, strip] = Layout::vertical([
+        Constraint::Length(rows.saturating_add(1)),
         Constraint::Fill(1),
         Constraint::Length(2),
         Constraint::Length(strip_height),
     ])
     .areas(area);
     draw_pool(app, frame, pool);
+    draw_latest(app, frame, latest);
     draw_state(app, frame, state);
     if strip_height > 0 {
         let block = Block::new()
@@ -38,7 +42,7 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
 fn draw_pool(app: &App, frame: &mut Frame<'_>, area: Rect) {
     let targets = app.targets();
     let heading = Line::styled(
-        "    HOST     STATE     mgmt  storage  session   MEMORY FREE      GUESTS",
+        "  HOST     STATE     mgmt  storage  session   MEMORY FREE      GUESTS",
         app.look.dim(),
     );
     if targets.is_empty() {
@@ -57,6 +61,28 @@ fn draw_pool(app: &App, frame: &mut Frame<'_>, area: Rect) {
             Target::Vm(name) => vm_line(app, name, &app.lab().vms[name]),
         },
     );
+}
+
+/// The latest events worth a line, the newest last.
+fn draw_latest(app: &App, frame: &mut Frame<'_>, area: Rect) {
+    if area.height < 3 {
+        return;
+    }
+    let block = Block::new()
+        .borders(Borders::TOP)
+        .title(Span::styled(" latest events ", app.look.title()));
+    let inner = block.inner(area);
+    frame.render_widget(block, area);
+    let lines: Vec<Line<'_>> = app
+        .latest(usize::from(inner.height))
+        .into_iter()
+        .map(|line| {
+            let mut line = events::event(app, line);
+            line.spans.insert(0, Span::raw("  "));
+            line
+        })
+        .collect();
+    frame.render_widget(Paragraph::new(lines), inner);
 }
 
 fn host_line(app: &App, name: &str, host: &Host) -> Line<'static> {
@@ -138,7 +164,7 @@ fn vm_line(app: &App, name: &str, vm: &Vm) -> Line<'static> {
         if let Some(exits) = vm.exits_per_s {
             spans.push(Span::raw(format!(" {exits:>6.0} exits/s ")));
         }
-        spans.push(Span::styled(" protection 0: none", look.dim()));
+        spans.push(Span::styled(" level 0", look.dim()));
     } else if let Some(reason) = &vm.stopped {
         spans.push(Span::styled(reason.clone(), look.bad()));
     }

@@ -41,7 +41,7 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
         return;
     }
     let heading = Line::styled(
-        "    LEASE OF DISK                              EPOCH  OWNER     LAST CHANGE",
+        "  LEASE OF DISK                              EPOCH  OWNER     LAST CHANGE",
         look.dim(),
     );
     let leases: Vec<_> = lab.leases.iter().collect();

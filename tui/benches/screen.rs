@@ -1,0 +1,106 @@
+//! What the terminal interface costs: the first frame, a frame, and a log of a million lines.
+//!
+//! `cargo bench --package tui`. Prints least, median and most of each; compare figures of one machine only.
+
+#[path = "../tests/fixture/mod.rs"]
+mod fixture;
+
+use std::time::{Duration, Instant};
+
+use fixture::Story;
+use ratatui::Terminal;
+use ratatui::backend::TestBackend;
+use tui::app::{App, Input, Mode};
+use tui::config::Config;
+use tui::log::Log;
+
+const REPEATS: usize = 15;
+
+fn story() -> Story {
+    let mut story = Story::begin(4, 20);
+    for second in 4..64 {
+        story.probe(second, 0..0);
+    }
+    for number in 0..10 {
+        let (from, to) = if number % 2 == 0 {
+            ("h1", "h2")
+        } else {
+            ("h2", "h1")
+        };
+        story.migrate(number + 1, 5000 + u64::from(number) * 5000, from, to);
+    }
+    story
+}
+
+fn app(log: Log) -> App {
+    let mode = Mode::Live {
+        ahead_ns: 64_000_000_000,
+    };
+    App::new(&Config::default(), log, mode).expect("the defaults are consistent")
+}
+
+fn print(what: &str, mut times: Vec<Duration>) {
+    times.sort_unstable();
+    let ms = |time: &Duration| time.as_secs_f64() * 1e3;
+    println!(
+        "{what:<44} {:>8.2} {:>8.2} {:>8.2} ms",
+        ms(&times[0]),
+        ms(&times[times.len() / 2]),
+        ms(&times[times.len() - 1])
+    );
+}
+
+fn time(mut work: impl FnMut()) -> Duration {
+    let began = Instant::now();
+    work();
+    began.elapsed()
+}
+
+fn main() {
+    println!("{:<44} {:>8} {:>8} {:>8}", "", "least", "median", "most");
+    let bytes = story().bytes();
+    let mut terminal = Terminal::new(TestBackend::new(200, 60)).expect("a test's terminal");
+    let first = (0..REPEATS).map(|_| {
+        let bytes = bytes.clone();
+        time(|| {
+            let mut app = app(Log::from_bytes(bytes));
+            app.update(Input::Tick, 0);
+            terminal
+                .draw(|frame| tui::view::draw(&mut app, frame))
+                .expect("it draws");
+        })
+    });
+    print("first frame, 4 hosts, 20 guests", first.collect());
+
+    let mut shown = app(Log::from_bytes(bytes.clone()));
+    for key in 1..=6u8 {
+        shown.show(tui::app::View::ALL[usize::from(key - 1)]);
+        let frames = (0..REPEATS).map(|turn| {
+            time(|| {
+                shown.update(Input::Tick, turn as u64 * 100_000_000);
+                terminal
+                    .draw(|frame| tui::view::draw(&mut shown, frame))
+                    .expect("it draws");
+            })
+        });
+        print(
+            &format!("a frame of {}", shown.view.name()),
+            frames.collect(),
+        );
+    }
+
+    let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
+    let million = bytes.repeat(1_000_000 / lines + 1);
+    let opened = (0..3).map(|_| {
+        let million = million.clone();
+        time(|| {
+            let mut app = app(Log::from_bytes(million));
+            app.show(tui::app::View::Events);
+            app.update(Input::Tick, 0);
+            terminal
+                .draw(|frame| tui::view::draw(&mut app, frame))
+                .expect("it draws");
+        })
+    });
+    print("a million events on the screen", opened.collect());
+}

@@ -1,0 +1,332 @@
+//! Every view at several sizes, from made-up runs; styles where colour carries meaning; keys and what they ask for.
+
+mod fixture;
+
+use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+use fixture::{Story, demo};
+use insta::assert_snapshot;
+use lab_protocol::{Command, Event, LinkFault};
+use ratatui::Terminal;
+use ratatui::backend::TestBackend;
+use ratatui::style::Color;
+use rstest::rstest;
+use tui::app::{App, Effect, Input, Mode, Run, View};
+use tui::config::Config;
+use tui::log::Log;
+use tui::theme::Theme;
+
+const S: u64 = 1_000_000_000;
+
+fn live(story: &Story, config: &Config) -> App {
+    let log = Log::from_bytes(story.bytes());
+    let mode = Mode::Live {
+        ahead_ns: i128::from(12 * S),
+    };
+    let mut app = App::new(config, log, mode).unwrap();
+    app.update(Input::Tick, 0);
+    app
+}
+
+fn demo_app() -> App {
+    live(&demo(), &Config::default())
+}
+
+fn press(app: &mut App, keys: &str) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    for character in keys.chars() {
+        let code = match character {
+            '\n' => KeyCode::Enter,
+            '\x1b' => KeyCode::Esc,
+            '\t' => KeyCode::Tab,
+            other => KeyCode::Char(other),
+        };
+        let event = KeyEvent::new(code, KeyModifiers::NONE);
+        effects.extend(app.update(Input::Key(event), 0));
+    }
+    effects
+}
+
+fn screen(app: &mut App, width: u16, height: u16) -> Terminal<TestBackend> {
+    let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+    terminal.draw(|frame| tui::view::draw(app, frame)).unwrap();
+    terminal
+}
+
+fn text(app: &mut App, width: u16, height: u16) -> String {
+    screen(app, width, height).backend().to_string()
+}
+
+#[rstest]
+#[case::overview("1")]
+#[case::session("2")]
+#[case::migration("3")]
+#[case::network("4")]
+#[case::storage("5")]
+#[case::events("6")]
+fn views(#[case] key: &str, #[values((80, 24), (120, 40), (200, 60))] (width, height): (u16, u16)) {
+    let mut app = demo_app();
+    press(&mut app, key);
+    let name = format!("{}-{width}x{height}", app.view.name().to_lowercase());
+    assert_snapshot!(name, text(&mut app, width, height));
+}
+
+#[test]
+fn earlier_runs() {
+    let mut app = demo_app();
+    assert_eq!(press(&mut app, "7"), [Effect::ListRuns]);
+    let run = |name: &str, running| Run {
+        name: name.into(),
+        folder: name.into(),
+        age_s: 300,
+        running,
+        migrations: Some(20),
+        gap_ms: Some(61.5),
+        keys_lost: Some(0),
+    };
+    app.update(Input::Runs(vec![run("lab", true), run("demo", false)]), 0);
+    assert_snapshot!(text(&mut app, 80, 24));
+    assert_eq!(press(&mut app, "j\n"), [Effect::Open("demo".into())]);
+}
+
+#[test]
+fn a_screen_that_is_too_small_says_so() {
+    let shown = text(&mut demo_app(), 60, 20);
+    assert!(
+        shown.contains("elab needs a terminal of 80 by 24 cells"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn ascii_means_ascii() {
+    let config = Config {
+        ascii: true,
+        ..Config::default()
+    };
+    let mut app = live(&demo(), &config);
+    for key in "123456m".chars() {
+        press(&mut app, &key.to_string());
+        // The snapshot's own quotes aside, every cell is ASCII; borders of blocks are line characters of the terminal.
+        let shown = text(&mut app, 120, 40).replace('─', "-");
+        assert!(shown.is_ascii(), "{shown}");
+    }
+}
+
+#[test]
+fn the_pause_is_shaded_and_slow_answers_are_red() {
+    let mut app = demo_app();
+    press(&mut app, "3\n+");
+    let terminal = screen(&mut app, 120, 40);
+    let buffer = terminal.backend().buffer();
+    let cells = || buffer.content().iter();
+    assert_eq!(app.view, View::Session);
+    assert!(
+        cells().any(|cell| cell.bg == Color::Rgb(95, 20, 20)),
+        "blackout"
+    );
+    assert!(
+        cells().any(|cell| cell.bg == Color::Rgb(60, 50, 10)),
+        "brownout"
+    );
+    assert!(
+        cells().any(|cell| cell.bg == Color::Rgb(20, 45, 80)),
+        "catch-up"
+    );
+    let slow = cells().any(|cell| cell.fg == Color::Yellow && cell.symbol() == "▅");
+    assert!(slow, "an answer after 80 ms is a high yellow bar");
+}
+
+#[test]
+fn without_colour_there_is_none() {
+    let config = Config {
+        theme: Theme::Mono,
+        ..Config::default()
+    };
+    let mut app = live(&demo(), &config);
+    for key in "123456".chars() {
+        press(&mut app, &key.to_string());
+        let terminal = screen(&mut app, 120, 40);
+        for cell in terminal.backend().buffer().content() {
+            assert_eq!((cell.fg, cell.bg), (Color::Reset, Color::Reset));
+        }
+    }
+}
+
+#[test]
+fn a_migration_asks_where_to_and_shows_its_command() {
+    let mut app = demo_app();
+    press(&mut app, "m");
+    assert_snapshot!(text(&mut app, 80, 24));
+    assert_eq!(
+        press(&mut app, "\n"),
+        [Effect::Send(tui::command::migrate("session", "h1", false))]
+    );
+}
+
+#[test]
+fn what_cannot_be_undone_asks_first() {
+    let mut app = demo_app();
+    assert_eq!(press(&mut app, "jP"), []);
+    assert_snapshot!(text(&mut app, 80, 24));
+    assert_eq!(press(&mut app, "n"), []);
+    let pulled = Command::HostPull { host: "h2".into() };
+    assert_eq!(press(&mut app, "Py"), [Effect::Send(pulled)]);
+}
+
+#[test]
+fn what_is_impossible_says_why() {
+    let mut app = demo_app();
+    for (keys, reason) in [
+        ("c", "session is not migrating"),
+        ("O", "h1 is on"),
+        ("s", "session is running"),
+        ("x", "select a link in the network view"),
+    ] {
+        assert_eq!(press(&mut app, keys), []);
+        let shown = text(&mut app, 120, 40);
+        assert!(shown.contains(reason), "{reason}: {shown}");
+    }
+    let config = Config {
+        readonly: true,
+        ..Config::default()
+    };
+    let mut app = live(&demo(), &config);
+    assert_eq!(press(&mut app, "m"), []);
+    assert!(text(&mut app, 120, 40).contains("read-only"));
+    assert_eq!(press(&mut app, ":host pull h1\n"), []);
+}
+
+#[test]
+fn links_are_cut_and_healed() {
+    let mut story = demo();
+    let mut app = live(&story, &Config::default());
+    let cut = Command::LinkSet {
+        link: "h1:storage".into(),
+        fault: LinkFault {
+            cut: true,
+            ..LinkFault::default()
+        },
+    };
+    assert_eq!(press(&mut app, "4jxy"), [Effect::Send(cut)]);
+    for arrow in ['>', '<'] {
+        let event = Event::LinkFault {
+            link: format!("h1:storage{arrow}"),
+            fault: "cut".into(),
+        };
+        story.say(11_500, "lab", event);
+    }
+    let mut app = live(&story, &Config::default());
+    let heal = Command::LinkHeal {
+        link: "h1:storage".into(),
+    };
+    assert_eq!(press(&mut app, "4j0"), [Effect::Send(heal)]);
+    assert!(text(&mut app, 120, 40).contains('✕'));
+}
+
+#[test]
+fn a_command_is_typed_completed_and_mended() {
+    let mut app = demo_app();
+    press(&mut app, ":vm mi\tses\th9");
+    assert!(text(&mut app, 120, 40).contains(":vm migrate session h9"));
+    let sent = press(&mut app, "\n");
+    assert_eq!(
+        sent,
+        [Effect::Send(tui::command::migrate("session", "h9", false))]
+    );
+    press(&mut app, ":hots pull\n");
+    let shown = text(&mut app, 120, 40);
+    assert!(shown.contains("no command \"hots\""), "{shown}");
+    let answer = Input::Answer {
+        words: "vm migrate session h9".into(),
+        result: Err("there is no host \"h9\"; the hosts are h1, h2".into()),
+    };
+    press(&mut app, "\x1b");
+    app.update(answer, 0);
+    assert!(text(&mut app, 120, 40).contains("the hosts are h1, h2"));
+}
+
+#[test]
+fn events_are_filtered_and_lead_to_their_time() {
+    let mut app = demo_app();
+    press(&mut app, "/FIRST-INSTR");
+    assert_snapshot!(text(&mut app, 120, 40));
+    press(&mut app, "\n\n");
+    assert_eq!(app.view, View::Session);
+    assert_eq!(app.pinned_ns, Some(9_010_000_000));
+    press(&mut app, "\x1b");
+    assert_eq!(app.pinned_ns, None);
+}
+
+#[test]
+fn a_frozen_display_stands_still_while_the_log_goes_on() {
+    let mut app = demo_app();
+    press(&mut app, "f");
+    let before = text(&mut app, 120, 40);
+    app.update(Input::Tick, 3 * S);
+    assert_eq!(text(&mut app, 120, 40), before);
+    assert!(before.contains("FROZEN"));
+    press(&mut app, "f");
+    assert!(!text(&mut app, 120, 40).contains("FROZEN"));
+}
+
+#[test]
+fn a_replay_shows_the_run_as_it_was() {
+    let log = Log::from_bytes(demo().bytes());
+    let mode = Mode::Replay {
+        at_ns: 8_500_000_000,
+        playing: false,
+    };
+    let mut app = App::new(&Config::default(), log, mode).unwrap();
+    app.update(Input::Tick, 0);
+    assert_snapshot!(text(&mut app, 80, 24));
+    let vm = |app: &App| app.lab().vms["session"].host.clone();
+    assert_eq!(vm(&app), "h1");
+    press(&mut app, "ll");
+    assert_eq!(vm(&app), "h2");
+    press(&mut app, "hhh");
+    assert_eq!(vm(&app), "h1");
+    // It plays as time passes, and stops at its end.
+    press(&mut app, " ");
+    app.update(Input::Tick, 100 * S);
+    assert_eq!(app.lab().document, Some((true, String::new())));
+    assert_eq!(press(&mut app, "m"), []);
+    assert!(text(&mut app, 80, 24).contains("finished run"));
+}
+
+#[test]
+fn the_help_is_the_table() {
+    let mut app = demo_app();
+    press(&mut app, "?");
+    assert_snapshot!(text(&mut app, 80, 60));
+    press(&mut app, "?");
+    assert_eq!(app.overlay, None);
+}
+
+#[test]
+fn leaving_a_lab_asks_whether_it_stays() {
+    let mut app = demo_app();
+    assert_eq!(press(&mut app, "q"), []);
+    assert_snapshot!(text(&mut app, 80, 24));
+    assert_eq!(press(&mut app, "\x1b"), []);
+    assert_eq!(press(&mut app, "qe"), [Effect::Leave { down: true }]);
+    assert_eq!(press(&mut app, "qs"), [Effect::Leave { down: false }]);
+}
+
+#[test]
+fn a_console_takes_the_keyboard_until_it_is_detached() {
+    let mut app = demo_app();
+    press(&mut app, "o");
+    app.screens
+        .add_console_output("session", b"session login: ");
+    assert!(text(&mut app, 80, 24).contains("session login:"));
+    let input = |text: &str| {
+        Effect::Send(Command::ConsoleInput {
+            vm: "session".into(),
+            text: text.into(),
+        })
+    };
+    assert_eq!(press(&mut app, "q\n"), [input("q"), input("\r")]);
+    let detach = KeyEvent::new(KeyCode::Char(']'), KeyModifiers::CONTROL);
+    app.update(Input::Key(detach), 0);
+    assert_eq!(app.overlay, None);
+}
