@@ -5,7 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod engine;
+pub mod evidence;
 pub mod measure;
 pub mod report;
 pub mod scenario;
 pub mod session;
+pub mod verdict;

@@ -202,6 +202,7 @@ fn type_against(fault: Fault) -> (Result<Summary, SessionError>, Vec<Event>) {
         interval_us: 8_000..=12_000,
         origin: Instant::now(),
         patience: Duration::from_secs(20),
+        recording: None,
     };
     let typist = Typist::start(Stream::Unix(ours), config, move |event| {
         log.lock().expect("not poisoned").push(event);

@@ -243,12 +243,6 @@ pub enum Event {
         records: u64,
         detail: String,
     },
-    /// A file system on a VM's disk was checked after the lab's end.
-    FileSystemChecked {
-        vm: String,
-        clean: bool,
-        detail: String,
-    },
     /// Something people should read.
     Message { level: String, text: String },
 }

@@ -50,8 +50,15 @@ impl Series {
     #[must_use]
     pub fn of(records: &[Record], kind: ProbeKind) -> Self {
         let mut series = Self::default();
-        for record in records {
+        for record in records.iter().filter(|record| is_measured(record)) {
             match &record.event {
+                // The guest writes the next record when the last is on disk: only the time between two says something.
+                Event::DiskRecord { .. } if kind == ProbeKind::Disk => {
+                    series.samples.push(Sample {
+                        due_ns: record.t_ns,
+                        answer_ns: Some(record.t_ns),
+                    });
+                }
                 Event::ProbeSamples {
                     probe,
                     due_ns,
@@ -206,6 +213,12 @@ impl Series {
             .max()
             .unwrap_or(0)
     }
+}
+
+/// Whether a record is of the session that is measured; those of other guests are told apart by their source.
+#[must_use]
+pub fn is_measured(record: &Record) -> bool {
+    !record.source.starts_with("session/")
 }
 
 /// How far outside a window answers are looked for that border a silence in it.

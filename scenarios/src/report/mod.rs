@@ -1,9 +1,11 @@
 //! The report of a run. [`Report`] is what `report.json` holds; the terminal summary and the page are drawn from
 //! it and from the probes' series, and say nothing that is not in them.
 
+pub mod book;
 mod chart;
 mod expectations;
 mod html;
+pub mod run;
 mod samples;
 mod terminal;
 
@@ -19,7 +21,7 @@ use crate::measure::{
     Window,
     attribution::{self, Attribution},
     migration,
-    series::Series,
+    series::{Series, is_measured},
     statistics::{Spread, quantile},
 };
 
@@ -226,6 +228,12 @@ impl Run {
     /// Computes everything from a run's records.
     #[must_use]
     pub fn of(records: &[Record], limits: &Limits) -> Self {
+        let records: Vec<Record> = records
+            .iter()
+            .filter(|record| is_measured(record))
+            .cloned()
+            .collect();
+        let records = records.as_slice();
         let migrations = migration::Migration::all(records);
         let quiet = quiet_windows(records, &migrations);
         let typist = Series::of(records, ProbeKind::Typist);

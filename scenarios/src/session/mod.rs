@@ -8,6 +8,7 @@
 
 mod document;
 mod echo;
+mod follower;
 mod library;
 mod rhythm;
 mod run;
@@ -16,6 +17,7 @@ mod sheet;
 mod ssh;
 
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -24,6 +26,7 @@ use std::time::{Duration, Instant};
 use lab_protocol::Event;
 use thiserror::Error;
 
+pub use follower::Follower;
 pub use rhythm::HUMAN_US;
 pub use script::MAX_ROWS;
 pub use ssh::{Access, Stream};
@@ -47,6 +50,8 @@ pub struct SessionConfig {
     pub origin: Instant,
     /// How long an answer may take before the session counts as lost.
     pub patience: Duration,
+    /// Where what the terminal shows is written, as [`crate::evidence::cast`] reads it.
+    pub recording: Option<PathBuf>,
 }
 
 /// What a session came to.

@@ -15,6 +15,7 @@ use super::rhythm::Rhythm;
 use super::script::{Document, Key, Script};
 use super::ssh::{Connection, Stream};
 use super::{SessionConfig, SessionError, Summary};
+use crate::evidence::cast::Recorder;
 
 const ROWS: u16 = 24;
 const COLUMNS: u16 = 80;
@@ -47,13 +48,24 @@ pub async fn run(
     let command = format!("cd {} && rm -f movies-*.sc && exec sc", config.folder);
     let mut terminal = connection.terminal(ROWS, COLUMNS, &command).await?;
     let mut parser = vt100::Parser::new(ROWS, COLUMNS, 0);
-    wait_for_spreadsheet(&mut terminal, &mut parser, patience).await?;
+    let mut recorder = match &config.recording {
+        Some(path) => Some(Recorder::create(path, COLUMNS, ROWS)?),
+        None => None,
+    };
+    let origin = config.origin;
+    wait_for_spreadsheet(&mut terminal, &mut parser, patience, |data| {
+        if let Some(recorder) = &mut recorder {
+            recorder.output(nanoseconds(origin.elapsed()), data);
+        }
+    })
+    .await?;
 
     let (fetched_sender, fetched) = unbounded_channel();
     let mut session = Session {
         connection,
         terminal,
         parser,
+        recorder,
         tracker: Tracker::default(),
         presumed: Vec::new(),
         fetched_sender,
@@ -88,11 +100,15 @@ async fn wait_for_spreadsheet(
     terminal: &mut Channel<client::Msg>,
     parser: &mut vt100::Parser,
     patience: Duration,
+    mut record: impl FnMut(&[u8]),
 ) -> Result<(), SessionError> {
     let shown = timeout(patience, async {
         while let Some(message) = terminal.wait().await {
             match message {
-                ChannelMsg::Data { data } => parser.process(&data),
+                ChannelMsg::Data { data } => {
+                    parser.process(&data);
+                    record(&data);
+                }
                 ChannelMsg::Eof | ChannelMsg::Close => return false,
                 _ => continue,
             }
@@ -147,6 +163,7 @@ struct Session<F> {
     connection: Connection,
     terminal: Channel<client::Msg>,
     parser: vt100::Parser,
+    recorder: Option<Recorder>,
     tracker: Tracker,
     /// Keys that the next document will prove.
     presumed: Vec<Arrival>,
@@ -209,6 +226,9 @@ impl<F: FnMut(Event)> Session<F> {
             Some(ChannelMsg::Data { data }) => {
                 self.parser.process(&data);
                 let now_ns = self.now_ns();
+                if let Some(recorder) = &mut self.recorder {
+                    recorder.output(now_ns, &data);
+                }
                 for arrival in self.tracker.screen_changed(self.parser.screen(), now_ns) {
                     self.on_arrival(arrival);
                 }

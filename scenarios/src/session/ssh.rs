@@ -108,10 +108,16 @@ impl Connection {
         Ok(channel)
     }
 
+    /// Starts a command over a channel of its own.
+    pub async fn execute(&self, command: &str) -> Result<Channel<client::Msg>, SessionError> {
+        let channel = self.handle.channel_open_session().await?;
+        channel.exec(true, command).await?;
+        Ok(channel)
+    }
+
     /// Runs a command over a channel of its own and gives what it prints.
     pub async fn output(&self, command: &str) -> Result<Vec<u8>, SessionError> {
-        let mut channel = self.handle.channel_open_session().await?;
-        channel.exec(true, command).await?;
+        let mut channel = self.execute(command).await?;
         let mut output = Vec::new();
         let mut status = None;
         while let Some(message) = channel.wait().await {

@@ -231,6 +231,7 @@ impl User {
             interval_us: HUMAN_US,
             origin: Instant::now() - Duration::from_nanos(lab.lab().clock().now_ns()),
             patience: PATIENCE,
+            recording: None,
         };
         let (journal, clock) = (lab.lab().journal().clone(), lab.lab().clock());
         let typist = Typist::start(lab.ssh(), config, move |event| {

@@ -1,0 +1,173 @@
+//! The two rules that no fault may break: a VM runs at most once, and a disk has one writer.
+
+use std::collections::BTreeMap;
+
+use lab_protocol::{Event, Phase, Record, Role};
+
+use super::{Check, Evidence, at};
+
+/// A stretch of time in which a copy of a VM certainly ran on a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stretch {
+    host: String,
+    start_ns: u64,
+    end_ns: u64,
+}
+
+/// The stretches of one VM. Where stamps are uncertain a stretch is taken as short as it can be: what is reported has happened.
+fn stretches(records: &[Record], vm: &str) -> Vec<Stretch> {
+    let mut ordered: Vec<&Record> = records.iter().collect();
+    ordered.sort_by_key(|record| record.t_ns);
+    let mut running: BTreeMap<String, u64> = BTreeMap::new();
+    let mut paused: Vec<String> = Vec::new();
+    let mut found = Vec::new();
+    let mut end = |running: &mut BTreeMap<String, u64>, host: &str, t_ns: u64| -> bool {
+        let Some(start_ns) = running.remove(host) else {
+            return false;
+        };
+        found.push(Stretch {
+            host: host.to_owned(),
+            start_ns,
+            end_ns: t_ns,
+        });
+        true
+    };
+    for record in ordered {
+        let (early, late) = (
+            record.t_ns.saturating_sub(record.error_ns),
+            record.t_ns.saturating_add(record.error_ns),
+        );
+        match &record.event {
+            Event::FirstInstruction { vm: one, host } if one == vm => {
+                running.entry(host.clone()).or_insert(late);
+            }
+            Event::MigrationPhase {
+                vm: one,
+                host,
+                role: Role::Source,
+                phase,
+                ..
+            } if one == vm => match phase {
+                Phase::Drain if end(&mut running, host, early) => paused.push(host.clone()),
+                // It goes on where it was stopped.
+                Phase::Aborted if paused.contains(host) => {
+                    paused.retain(|other| other != host);
+                    running.entry(host.clone()).or_insert(late);
+                }
+                Phase::Finished => paused.retain(|other| other != host),
+                _ => {}
+            },
+            Event::VmStopped { vm: one, host, .. } if one == vm => {
+                end(&mut running, host, early);
+                paused.retain(|other| other != host);
+            }
+            Event::HostPower { host, state } => match state.as_str() {
+                "pulled" | "died" | "power-off" => {
+                    end(&mut running, host, early);
+                    paused.retain(|other| other != host);
+                }
+                "frozen" if end(&mut running, host, early) => paused.push(host.clone()),
+                "thawed" if paused.contains(host) => {
+                    paused.retain(|other| other != host);
+                    running.entry(host.clone()).or_insert(late);
+                }
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+    let last = records.iter().map(|record| record.t_ns).max().unwrap_or(0);
+    let hosts: Vec<String> = running.keys().cloned().collect();
+    for host in hosts {
+        end(&mut running, &host, last);
+    }
+    found
+}
+
+/// At most one copy of each VM runs at any time.
+pub(super) fn one_copy(evidence: &Evidence<'_>) -> Option<Check> {
+    let mut wrong = None;
+    let mut seen = 0;
+    for guest in evidence.scenario.guests.get_ref() {
+        let vm = guest.name.get_ref();
+        let all = stretches(evidence.records, vm);
+        seen += all.len();
+        for (index, one) in all.iter().enumerate() {
+            for other in &all[index + 1..] {
+                let (from, to) = (
+                    one.start_ns.max(other.start_ns),
+                    one.end_ns.min(other.end_ns),
+                );
+                if one.host != other.host && from < to {
+                    wrong.get_or_insert_with(|| {
+                        format!(
+                            "{vm} ran on {} and on {} from {} to {}",
+                            one.host,
+                            other.host,
+                            at(from),
+                            at(to)
+                        )
+                    });
+                }
+            }
+        }
+    }
+    (seen > 0).then(|| {
+        Check::new(
+            "one-copy",
+            wrong,
+            format!("{seen} stretches of running, none overlap"),
+        )
+    })
+}
+
+/// A disk has one owner in each epoch of its lease, and epochs only rise.
+pub(super) fn one_writer(evidence: &Evidence<'_>) -> Option<Check> {
+    let mut owners: BTreeMap<(&str, u64), &str> = BTreeMap::new();
+    let mut latest: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut wrong = None;
+    for record in evidence.records {
+        let Event::Lease {
+            path,
+            epoch,
+            owner,
+            change,
+        } = &record.event
+        else {
+            continue;
+        };
+        if !matches!(change.as_str(), "acquired" | "transferred") {
+            continue;
+        }
+        let before = owners.insert((path, *epoch), owner);
+        if before.is_some_and(|before| before != owner) {
+            wrong.get_or_insert_with(|| {
+                format!(
+                    "epoch {epoch} of {path} had two owners: {} and {owner}",
+                    before.unwrap_or_default()
+                )
+            });
+        }
+        let last = latest.entry(path).or_insert(0);
+        if *epoch < *last {
+            wrong.get_or_insert_with(|| {
+                format!(
+                    "{path} went back from epoch {last} to {epoch} at {}",
+                    at(record.t_ns)
+                )
+            });
+        }
+        *last = (*last).max(*epoch);
+    }
+    (!owners.is_empty()).then(|| {
+        Check::new(
+            "one-writer",
+            wrong,
+            format!(
+                "{} epochs of {} disks, one owner each",
+                owners.len(),
+                latest.len()
+            ),
+        )
+    })
+}
