@@ -20,9 +20,8 @@ use crate::run_folder::RUNS;
 pub const QEMU: &str = "qemu-system-x86_64";
 /// Where images are kept, below the working folder.
 pub const IMAGES: &str = ".elab/images";
-/// The session guest's name, and number.
+/// Name of the one guest of a lab that is not told otherwise.
 pub const GUEST: &str = "session";
-const GUEST_NUMBER: u8 = 1;
 /// A nested guest that works at all is through in one second.
 const NESTED_LIMIT_S: u32 = 10;
 const GUEST_MEMORY_MIB: u32 = 256;
@@ -53,6 +52,26 @@ pub struct Choices {
     pub seed: u64,
     /// Capture the hosts' ports.
     pub capture: bool,
+    /// The guests, whose addresses follow from their order.
+    pub guests: Vec<GuestChoice>,
+}
+
+/// A guest of a lab.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestChoice {
+    /// Its name.
+    pub name: String,
+    /// Its RAM.
+    pub memory_mib: u32,
+}
+
+impl Default for GuestChoice {
+    fn default() -> Self {
+        Self {
+            name: GUEST.into(),
+            memory_mib: GUEST_MEMORY_MIB,
+        }
+    }
 }
 
 /// Builds or finds what a lab runs; `progress` is told what happens.
@@ -100,7 +119,7 @@ pub fn lab_config(
     let folder = base.join(&choices.name);
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("cannot make {}", folder.display()))?;
-    let (export, vm) = storage_repository(&folder, &artifacts.guest)?;
+    let (export, vms) = storage_repository(&folder, &artifacts.guest, &choices.guests)?;
     Ok(LabConfig {
         name: choices.name.clone(),
         base,
@@ -116,7 +135,7 @@ pub fn lab_config(
             arguments: vec!["storage-server".into()],
             export,
         }),
-        vms: vec![vm],
+        vms,
         seed: choices.seed,
         capture: choices.capture,
         facts: MachineFacts {
@@ -127,8 +146,12 @@ pub fn lab_config(
     })
 }
 
-/// Lays out the repository that the storage server exports, and the VM whose disk is in it.
-fn storage_repository(folder: &Path, guest: &SessionGuest) -> Result<(PathBuf, VmConfig)> {
+/// Lays out the repository that the storage server exports, and the VMs whose disks are in it.
+fn storage_repository(
+    folder: &Path,
+    guest: &SessionGuest,
+    choices: &[GuestChoice],
+) -> Result<(PathBuf, Vec<VmConfig>)> {
     let export = folder.join("export");
     if export.exists() {
         std::fs::remove_dir_all(&export)
@@ -139,24 +162,42 @@ fn storage_repository(folder: &Path, guest: &SessionGuest) -> Result<(PathBuf, V
     let export = export
         .canonicalize()
         .with_context(|| format!("cannot find {}", export.display()))?;
-    let exported = images::guest::export(guest, &export, GUEST, images::guest::VDI_UUID)?;
-    let address = format!("{}/{PREFIX}", SESSION.guest_address(GUEST_NUMBER));
-    let vm = VmConfig {
-        id: entropy::bytes().context("cannot make an identity")?,
-        name: GUEST.into(),
-        memory_mib: GUEST_MEMORY_MIB,
-        vcpus: 1,
-        weight: 256,
-        kernel: exported.kernel,
-        initrd: Some(exported.initrd),
-        cmdline: guest.command_line(GUEST, &address, None),
-        disks: vec![DiskConfig {
-            path: exported.disk,
-            read_only: false,
-        }],
-        nics: vec![guest_mac(GUEST_NUMBER)],
-    };
-    Ok((export, vm))
+    let vms = (1..).zip(choices).map(|(number, choice)| {
+        let exported = images::guest::export(guest, &export, &choice.name, &disk_uuid(number))?;
+        let address = format!("{}/{PREFIX}", SESSION.guest_address(number));
+        Ok(VmConfig {
+            id: entropy::bytes().context("cannot make an identity")?,
+            name: choice.name.clone(),
+            memory_mib: choice.memory_mib,
+            vcpus: 1,
+            weight: 256,
+            kernel: exported.kernel,
+            initrd: Some(exported.initrd),
+            cmdline: guest.command_line(&choice.name, &address, None),
+            disks: vec![DiskConfig {
+                path: exported.disk,
+                read_only: false,
+            }],
+            nics: vec![guest_mac(number)],
+        })
+    });
+    let vms = vms.collect::<Result<_>>()?;
+    Ok((export, vms))
+}
+
+/// The identity of a guest's disk: the last digits are the guest's number, from 1.
+fn disk_uuid(guest: u8) -> String {
+    let (kept, _) = images::guest::VDI_UUID.split_at(images::guest::VDI_UUID.len() - 2);
+    format!("{kept}{guest:02x}")
+}
+
+/// Where a guest's disk lies below a lab's folder.
+#[must_use]
+pub fn disk_file(folder: &Path, guest: u8) -> PathBuf {
+    folder
+        .join("export")
+        .join(images::guest::SR_UUID)
+        .join(format!("{}.vhd", disk_uuid(guest)))
 }
 
 /// Chooses the accelerator; `progress` is told when that takes a moment.

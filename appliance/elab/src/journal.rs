@@ -16,7 +16,9 @@ pub struct Journal {
     lines: Sender<Line>,
 }
 
-#[derive(Debug)]
+/// Hears each record as it is written.
+pub type Subscriber = Box<dyn FnMut(&Record) + Send>;
+
 enum Line {
     Record {
         t_ns: u64,
@@ -24,6 +26,7 @@ enum Line {
         source: String,
         event: Event,
     },
+    Subscribe(Subscriber),
     Finish,
 }
 
@@ -50,6 +53,12 @@ impl Journal {
             thread,
         };
         Ok((Self { lines }, writer))
+    }
+
+    /// Has every record that is written from now on told to `subscriber`, on the log's thread.
+    pub fn subscribe(&self, subscriber: Subscriber) {
+        // As with records: a log that has ended has nothing more to tell.
+        let _ = self.lines.send(Line::Subscribe(subscriber));
     }
 
     /// Records what the lab itself saw.
@@ -86,6 +95,7 @@ impl JournalWriter {
 /// Writes until the end; flushes whenever nothing is waiting, so that readers see each record at once.
 fn write(mut file: impl Write, lines: &Receiver<Line>) -> io::Result<()> {
     let mut seq = 0;
+    let mut subscribers: Vec<Subscriber> = Vec::new();
     while let Ok(first) = lines.recv() {
         let mut next = Some(first);
         while let Some(line) = next {
@@ -107,7 +117,11 @@ fn write(mut file: impl Write, lines: &Receiver<Line>) -> io::Result<()> {
                     serde_json::to_writer(&mut file, &record)?;
                     file.write_all(b"\n")?;
                     seq += 1;
+                    for subscriber in &mut subscribers {
+                        subscriber(&record);
+                    }
                 }
+                Line::Subscribe(subscriber) => subscribers.push(subscriber),
                 Line::Finish => return file.flush(),
             }
             next = lines.try_recv().ok();
@@ -153,5 +167,19 @@ mod tests {
                 .zip(0..)
                 .all(|(record, seq)| record.seq == seq)
         );
+    }
+
+    #[test]
+    fn a_subscriber_hears_what_comes_after_it_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let (journal, writer) = Journal::create(&folder.path().join("events.jsonl")).unwrap();
+        let mark = |text: &str| Event::Mark { text: text.into() };
+        journal.record(1, "lab", mark("before"));
+        let (sender, heard) = mpsc::channel();
+        journal.subscribe(Box::new(move |record| sender.send(record.seq).unwrap()));
+        journal.record(2, "lab", mark("one"));
+        journal.record(3, "lab", mark("two"));
+        writer.finish().unwrap();
+        assert_eq!(heard.iter().collect::<Vec<_>>(), [1, 2]);
     }
 }

@@ -19,3 +19,4 @@ mod priority;
 pub mod process;
 pub mod qemu;
 pub mod run_folder;
+pub mod scenario_run;

@@ -16,6 +16,16 @@ pub enum Boot {
     Kernel(PathBuf),
 }
 
+impl Boot {
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Iso(path) | Self::Kernel(path) => path,
+        }
+    }
+}
+
 /// Starts hosts in QEMU.
 #[derive(Clone, Debug)]
 pub struct Qemu {

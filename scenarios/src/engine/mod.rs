@@ -67,6 +67,9 @@ pub trait Lab: Send + Sync {
     fn folder(&self) -> &Path;
 }
 
+/// Someone who is told something; the run goes on when they return.
+pub type Hear<T> = Box<dyn FnMut(&T) + Send>;
+
 /// How a run is to be driven.
 pub struct Drive {
     /// Deadlines are multiplied by this; see [`factor`].
@@ -74,13 +77,13 @@ pub struct Drive {
     /// Seed of the typists.
     pub seed: u64,
     /// Asked before each step, with its description, where someone wants to go step by step.
-    pub before_step: Option<Box<dyn FnMut(&str) + Send>>,
+    pub before_step: Option<Hear<str>>,
     /// At each record like one of these, `at_break` is asked before anything else is done.
     pub breakpoints: Vec<Pattern>,
     /// Asked at breakpoints. The lab runs on meanwhile.
-    pub at_break: Option<Box<dyn FnMut(&Record) + Send>>,
+    pub at_break: Option<Hear<Record>>,
     /// Told what happens.
-    pub progress: Box<dyn FnMut(&str) + Send>,
+    pub progress: Hear<str>,
 }
 
 /// How the driving ended.

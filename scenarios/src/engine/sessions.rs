@@ -193,9 +193,9 @@ impl Sessions {
                 self.probes.push(probe);
             }
         }
-        if probes.disk_hz > 0 {
+        if let Some(interval_ms) = 1000_u16.checked_div(probes.disk_hz) {
             let records = Arc::new(AtomicU64::new(0));
-            let command = format!("elab-disk write {DISK_FILE} {}", 1000 / probes.disk_hz);
+            let command = format!("elab-disk write {DISK_FILE} {interval_ms}");
             let (journal, vm, count) = (Arc::clone(lab), guest.clone(), Arc::clone(&records));
             self.follow(lab, guest, &command, move |line| {
                 if let Ok(number) = line.parse() {

@@ -2,6 +2,8 @@
 //! form of it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +110,14 @@ impl Book {
             machine,
             scenarios,
         }
+    }
+
+    /// Writes `report.json` and what is drawn from it into a folder.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write(&self, folder: &Path) -> io::Result<()> {
+        fs::write(folder.join("report.json"), serde_json::to_vec_pretty(self)?)
     }
 
     /// All runs.

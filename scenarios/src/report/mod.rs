@@ -7,6 +7,7 @@ mod expectations;
 mod html;
 pub mod run;
 mod samples;
+pub mod screen;
 mod terminal;
 
 use std::{fs, io, path::Path};
@@ -21,7 +22,7 @@ use crate::measure::{
     Window,
     attribution::{self, Attribution},
     migration,
-    series::{Series, is_measured},
+    series::{Sample, Series, is_measured},
     statistics::{Spread, quantile},
 };
 
@@ -275,6 +276,18 @@ impl Run {
         let mut series = series;
         series.push((ProbeKind::Typist, typist));
         Self { report, series }
+    }
+
+    /// Times to the echo of every key that had one, in order of their schedule.
+    #[must_use]
+    pub fn echoes_ms(&self) -> Vec<f64> {
+        let typist = self
+            .series
+            .iter()
+            .find(|(kind, _)| *kind == ProbeKind::Typist);
+        let samples = typist.map(|(_, series)| series.samples.as_slice());
+        let latencies = samples.unwrap_or_default().iter();
+        latencies.filter_map(Sample::latency_ns).map(ms).collect()
     }
 
     /// Writes `report.json`, `report.html` and the raw samples into a folder.

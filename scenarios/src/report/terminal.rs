@@ -84,13 +84,13 @@ fn line_to(out: &mut String, line: &str) {
     writeln!(out, "{}", line.trim_end()).expect("a String takes any text");
 }
 
-fn bar(name: &str, ms: f64, whole: f64) -> String {
+pub(super) fn bar(name: &str, ms: f64, whole: f64) -> String {
     const WIDTH: f64 = 50.0;
     let cells = (ms / whole * WIDTH).round().clamp(0.0, WIDTH) as usize;
     format!("  {name:<18} {ms:>8.1} ms  {}", "█".repeat(cells))
 }
 
-fn wrap(text: &str, width: usize) -> Vec<String> {
+pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
         let line = lines.last_mut().expect("there is always a line");

@@ -34,6 +34,14 @@ impl Diagnostic {
         }
     }
 
+    /// Without its place.
+    pub(super) fn in_words(&self) -> String {
+        match &self.help {
+            Some(help) => format!("{}; {help}", self.message),
+            None => self.message.clone(),
+        }
+    }
+
     pub(super) fn help(mut self, help: Option<String>) -> Self {
         self.help = help;
         self

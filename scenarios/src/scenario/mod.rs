@@ -147,3 +147,19 @@ pub fn read(path: &Path) -> Result<(String, Vec<Variant>), ScenarioError> {
 pub fn schema() -> serde_json::Value {
     schemars::schema_for!(Scenario).to_value()
 }
+
+/// Reads a pattern of events that stands by itself, TOML as in a scenario file.
+///
+/// # Errors
+/// In words for people.
+pub fn pattern(text: &str) -> Result<file::Pattern, String> {
+    let pattern: file::Pattern =
+        toml::from_str(text).map_err(|wrong| diagnostic::from_toml(&wrong, text).in_words())?;
+    let kind = pattern.event.get_ref();
+    if EVENTS.contains(&kind.as_str()) {
+        Ok(pattern)
+    } else {
+        let help = diagnostic::suggest(kind, EVENTS);
+        Err(format!("there is no event \"{kind}\"; {help}"))
+    }
+}

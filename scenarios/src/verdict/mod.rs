@@ -96,12 +96,15 @@ pub struct Judgement {
     pub checks: Vec<Check>,
 }
 
+/// Looks at one thing; `None` where there is nothing to look at.
+type Checker = fn(&Evidence<'_>) -> Option<Check>;
+
 /// Judges a run by its evidence; limits of figures are another matter, those are judged over all runs.
 #[must_use]
 pub fn judge(evidence: &Evidence<'_>, measured: &Report) -> Judgement {
     let wanted = &evidence.scenario.checks;
     let mut checks = Vec::new();
-    let all: [(bool, fn(&Evidence<'_>) -> Option<Check>); 12] = [
+    let all: [(bool, Checker); 12] = [
         (wanted.outcomes, migrations::outcomes),
         (wanted.document, session::document),
         (wanted.keys, session::keys),

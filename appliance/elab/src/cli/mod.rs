@@ -2,6 +2,7 @@
 
 mod arguments;
 mod run;
+mod scenario;
 mod status;
 mod tui;
 
@@ -12,7 +13,10 @@ use clap::{Parser, Subcommand};
 
 pub use arguments::FaultArguments;
 pub use run::run;
+pub use scenario::{RunArguments, RunOneArguments};
 pub use tui::TuiArguments;
+
+use scenarios::scenario::ScenarioError;
 
 /// This machine cannot run what was asked for; the text says what is missing and how to get it.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +40,8 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
         ExitCode::from(3)
     } else if error.is::<Inconclusive>() {
         ExitCode::from(4)
+    } else if error.is::<ScenarioError>() {
+        ExitCode::from(2)
     } else {
         ExitCode::from(1)
     }
@@ -51,6 +57,8 @@ Examples:
   elab doctor                     what this machine offers and what is missing
   elab demo                       two hosts, a live session, a migration, a report
   elab demo --migrations 20       the same with twenty migrations, back and forth
+  elab run --tag quick            the quick scenarios, with a report of all
+  elab run my.toml -n 10          a scenario of yours, ten times
   elab bench                      disk, network and migrations, with their spread
   elab up                         a lab to play with; Ctrl-C ends it
   elab vm migrate session h2      in another terminal: move the guest
@@ -116,6 +124,32 @@ pub enum Action {
     Build,
     /// Run the demo: a live session on a guest that moves between two hosts, and the report of it
     Demo(DemoArguments),
+    /// Run scenarios: labs are built, things are done to them, and what their users noticed is judged
+    ///
+    /// A scenario is a file (`elab schema` describes it), or the name of one that comes with the program. Each run has a
+    /// process and a folder of its own; the results, with reports for people and for programs, go to a folder below
+    /// .elab/results.
+    Run(Box<RunArguments>),
+    /// One run, in its own process
+    #[command(hide = true)]
+    RunOne(Box<RunOneArguments>),
+    /// Check scenario files without running them
+    Check {
+        /// The files
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// List the scenarios that come with the program
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// List the figures that a scenario can set limits to instead
+        #[arg(long)]
+        figures: bool,
+    },
+    /// Print the JSON schema of scenario files
+    Schema,
     /// Measure the guest's disk and network, then migrations, with the spread of each
     Bench(BenchArguments),
     /// Start a lab: two hosts, the storage server, the session guest

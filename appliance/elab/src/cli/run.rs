@@ -9,7 +9,7 @@ use lab_protocol::Command;
 
 use super::{
     Action, BenchArguments, Build, CannotRun, Cli, DEFAULT_DIRTY, DEFAULT_PROBE_HZ, DemoArguments,
-    DemoName, HostAction, LinkAction, SrAction, VmAction, Which, status,
+    DemoName, HostAction, LinkAction, SrAction, VmAction, Which, scenario, status,
 };
 use crate::assembly::{self, Choices, GUEST};
 use crate::client::Client;
@@ -36,6 +36,11 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Action::Doctor { json } => doctor(json),
         Action::Build => build(),
         Action::Demo(arguments) => run_demo(&arguments),
+        Action::Run(arguments) => scenario::run(&arguments),
+        Action::RunOne(arguments) => scenario::run_one(*arguments),
+        Action::Check { files } => scenario::check(&files),
+        Action::List { json, figures } => scenario::list(json, figures),
+        Action::Schema => scenario::schema(),
         Action::Bench(arguments) => run_bench(&arguments),
         Action::Up {
             which,
@@ -171,6 +176,7 @@ impl Build {
             image: self.image.clone(),
             seed: self.seed.unwrap_or_else(|| fastrand::u64(..)),
             capture: self.capture,
+            guests: vec![assembly::GuestChoice::default()],
         }
     }
 }
@@ -190,7 +196,7 @@ fn build() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn progress(text: &str) {
+pub(super) fn progress(text: &str) {
     eprintln!("elab: {text}");
 }
 

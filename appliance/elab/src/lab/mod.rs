@@ -18,7 +18,7 @@ mod vms;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -92,7 +92,7 @@ pub struct MachineFacts {
 /// A running lab. Ends with [`Lab::stop`], or in haste when dropped.
 pub struct Lab {
     inner: Arc<Inner>,
-    writer: Option<JournalWriter>,
+    writer: Mutex<Option<JournalWriter>>,
 }
 
 /// What the lab's threads share.
@@ -202,7 +202,7 @@ impl Lab {
         });
         let lab = Self {
             inner,
-            writer: Some(writer),
+            writer: Mutex::new(Some(writer)),
         };
         lab.inner.watch_switch(noticed)?;
         if lab.inner.storage_program.is_some() {
@@ -293,12 +293,13 @@ impl Lab {
     ///
     /// # Errors
     /// When the log could not be written.
-    pub fn stop(mut self, reason: &str) -> Result<()> {
-        self.end(reason)
-    }
-
-    fn end(&mut self, reason: &str) -> Result<()> {
-        let Some(writer) = self.writer.take() else {
+    pub fn stop(&self, reason: &str) -> Result<()> {
+        let writer = self
+            .writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(writer) = writer else {
             return Ok(());
         };
         self.inner.tell_to_stop();
@@ -318,7 +319,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         // Whoever wanted to know of errors has called `stop`.
-        let _ = self.end("dropped");
+        let _ = self.stop("dropped");
     }
 }
 

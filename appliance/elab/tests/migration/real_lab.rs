@@ -49,6 +49,7 @@ impl RealLab {
             image: None,
             seed: 1,
             capture: false,
+            guests: vec![elab::assembly::GuestChoice::default()],
         };
         let progress = |text: &str| eprintln!("{text}");
         let accelerator = assembly::choose_accelerator(&progress);

@@ -1,0 +1,9 @@
+//! Scenarios on real labs: one run in a process of its own, several runs beside or after one another, and where their
+//! results lie.
+
+mod adapter;
+pub mod many;
+pub mod one;
+pub mod results;
+
+pub use adapter::ScenarioLab;
