@@ -13,7 +13,7 @@ use nfs3::{
     FileHandle,
     lease::{LeaseStatus, Mode},
 };
-use vhd::{Bat, DiskKind, Footer, Header, MAX_CHAIN, SECTOR};
+use vhd::{DiskKind, Footer, Header, MAX_CHAIN, SECTOR, Tables};
 
 use crate::{
     error::StorageError,
@@ -385,10 +385,14 @@ impl Opening {
         bytes: &[u8],
     ) -> Result<Step, StorageError> {
         let header = Header::parse(bytes).map_err(|why| self.bad(&why.to_string()))?;
-        let len = u64::from(header.bat_entries) * 4;
-        if len > MAX_BAT || len == 0 {
-            return Err(self.bad(&format!("a BAT of {len} bytes is not supported")));
+        let bat = u64::from(header.bat_entries) * 4;
+        if bat > MAX_BAT || bat == 0 {
+            return Err(self.bad(&format!("a BAT of {bat} bytes is not supported")));
         }
+        // The file may end behind the BAT, if it has no batmap. If it ends before, reading tells.
+        let len = Tables::size(&header)
+            .min(size.saturating_sub(header.bat_offset))
+            .max(bat);
         match piece(head, header.bat_offset, len as usize) {
             Some(bat) => {
                 let bat = bat.to_vec();
@@ -416,8 +420,8 @@ impl Opening {
         header: Header,
         bytes: &[u8],
     ) -> Result<Step, StorageError> {
-        let disk = Bat::parse(bytes, header.bat_entries)
-            .and_then(|bat| vhd::Disk::sparse(footer, header, bat))
+        let disk = Tables::parse(bytes, &header)
+            .and_then(|tables| vhd::Disk::sparse(footer, header, tables))
             .map_err(|why| self.bad(&why.to_string()))?;
         self.on_layer(file, size, disk)
     }

@@ -3,8 +3,8 @@
 use alloc::{string::String, vec, vec::Vec};
 
 use crate::{
-    BLOCK, Bat, Disk, DiskKind, Error, Footer, Header, Locator, LocatorCode, MAX_SIZE, MIN_SIZE,
-    SECTOR, Uuid, header,
+    BLOCK, Bat, Batmap, Disk, DiskKind, Error, Footer, Header, Locator, LocatorCode, MAX_SIZE,
+    MIN_SIZE, SECTOR, Tables, Uuid, header,
 };
 
 /// Space for each path of the parent.
@@ -78,7 +78,9 @@ impl NewDisk {
         let footer = Footer::new(kind, self.size, self.uuid, self.timestamp);
         let bat_entries = self.size.div_ceil(BLOCK.into()) as u32;
         let bat_offset = SECTOR + header::LENGTH as u64;
-        let paths = parent.map(|parent| locators(parent, bat_offset + Bat::file_size(bat_entries)));
+        let batmap_at = bat_offset + Bat::file_size(bat_entries);
+        let paths_at = batmap_at + Batmap::file_size(bat_entries);
+        let paths = parent.map(|parent| locators(parent, paths_at));
         let (locators, paths) = paths.unwrap_or_default();
         let header = Header {
             bat_offset,
@@ -90,17 +92,26 @@ impl NewDisk {
             locators,
         };
         let bat = Bat::empty(bat_entries);
+        let batmap = Batmap::empty(bat_entries);
         let front = Extent {
             at: 0,
             bytes: [
                 &footer.encode()[..],
                 &header.encode(),
                 &bat.encode(),
+                &batmap.encode(batmap_at),
                 &paths,
             ]
             .concat(),
         };
-        let disk = Disk::sparse(footer, header, bat)?;
+        let disk = Disk::sparse(
+            footer,
+            header,
+            Tables {
+                bat,
+                batmap: Some(batmap),
+            },
+        )?;
         let tail = Extent {
             at: disk.footer_at(),
             bytes: disk.footer().encode().into(),

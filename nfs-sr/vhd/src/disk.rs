@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use crate::{
     Error, Footer, Header, SECTOR,
     bat::{Bat, BatEntryWrite},
+    batmap::{Batmap, Tables},
     bitmap::Bitmap,
     footer::DiskKind,
     header,
@@ -24,6 +25,7 @@ pub struct Disk {
 struct Sparse {
     header: Header,
     bat: Bat,
+    batmap: Option<Batmap>,
     /// First byte after the last block, where the footer is.
     end: u64,
 }
@@ -31,7 +33,7 @@ struct Sparse {
 /// Where a piece of the virtual disk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// In the file, at this offset, as it is (fixed disks, and blocks of dynamic disks).
+    /// In the file, at this offset, as it is (fixed disks, blocks of dynamic disks, and full blocks).
     Present {
         /// Offset in the file.
         at: u64,
@@ -99,7 +101,12 @@ impl Disk {
 
     /// A dynamic or differencing disk. Fails if the BAT is too small, or has blocks outside the block area or on
     /// top of one another.
-    pub fn sparse(footer: Footer, header: Header, bat: Bat) -> Result<Self, Error> {
+    pub fn sparse(
+        footer: Footer,
+        header: Header,
+        tables: impl Into<Tables>,
+    ) -> Result<Self, Error> {
+        let Tables { bat, batmap } = tables.into();
         let blocks = footer.size.div_ceil(header.block_size.into());
         if bat.len() != header.bat_entries || u64::from(bat.len()) < blocks {
             return Err(Error::Field {
@@ -108,10 +115,15 @@ impl Disk {
                 value: bat.len().into(),
             });
         }
-        let end = check_blocks(&footer, &header, &bat)?;
+        let end = check_blocks(&footer, &header, &bat, batmap.is_some())?;
         Ok(Self {
             footer,
-            sparse: Some(Sparse { header, bat, end }),
+            sparse: Some(Sparse {
+                header,
+                bat,
+                batmap,
+                end,
+            }),
         })
     }
 
@@ -128,6 +140,36 @@ impl Disk {
     /// Its BAT; none in a fixed disk.
     pub fn bat(&self) -> Option<&Bat> {
         self.sparse.as_ref().map(|sparse| &sparse.bat)
+    }
+
+    /// Its batmap, if it has one.
+    pub fn batmap(&self) -> Option<&Batmap> {
+        self.sparse.as_ref()?.batmap.as_ref()
+    }
+
+    /// The same disk with another BAT or footer.
+    pub fn with(&self, footer: Footer, bat: Option<Bat>) -> Result<Self, Error> {
+        match &self.sparse {
+            None => Ok(Self::fixed(footer)),
+            Some(sparse) => {
+                let tables = Tables {
+                    bat: bat.unwrap_or_else(|| sparse.bat.clone()),
+                    batmap: sparse.batmap.clone(),
+                };
+                Self::sparse(footer, sparse.header.clone(), tables)
+            }
+        }
+    }
+
+    /// Records in the batmap, if there is one, that a block is full. To be written by the caller.
+    pub fn mark_full(&mut self, block: u32) {
+        if let Some(batmap) = self
+            .sparse
+            .as_mut()
+            .and_then(|sparse| sparse.batmap.as_mut())
+        {
+            batmap.set(block);
+        }
     }
 
     /// Bytes of the virtual disk.
@@ -231,9 +273,10 @@ impl Sparse {
             Some(sector) => {
                 let bitmap_at = u64::from(sector) * SECTOR;
                 let at = bitmap_at + u64::from(self.header.bitmap_size()) + within;
+                let full = self.batmap.as_ref().is_some_and(|batmap| batmap.get(block));
                 match kind {
-                    DiskKind::Differencing => Place::Masked { at, bitmap_at },
-                    DiskKind::Fixed | DiskKind::Dynamic => Place::Present { at },
+                    DiskKind::Differencing if !full => Place::Masked { at, bitmap_at },
+                    _ => Place::Present { at },
                 }
             }
         };
@@ -248,8 +291,11 @@ impl Sparse {
 }
 
 /// Checks that blocks lie after the structures and do not overlap; gives the end of the last.
-fn check_blocks(footer: &Footer, header: &Header, bat: &Bat) -> Result<u64, Error> {
-    let mut structures_end = header.bat_offset + Bat::file_size(bat.len());
+fn check_blocks(footer: &Footer, header: &Header, bat: &Bat, batmap: bool) -> Result<u64, Error> {
+    let mut structures_end = Batmap::offset(header);
+    if batmap {
+        structures_end += Batmap::file_size(bat.len());
+    }
     structures_end = structures_end.max(footer.header_offset.unwrap_or(0) + header::LENGTH as u64);
     for locator in &header.locators {
         // Locators behind the blocks are legal; only those in front move the start of the block area.

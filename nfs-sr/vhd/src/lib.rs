@@ -10,6 +10,7 @@
 //! 0        copy of the footer                       never changes while the disk is written to
 //! 512      header
 //! 1536     BAT: sector of each block, or "absent"
+//! ...      batmap: which blocks are full
 //! ...      locators of the parent (differencing disks)
 //! ...      blocks: bitmap of present sectors, then data, which is aligned to 4 KiB
 //! end-512  footer
@@ -23,6 +24,7 @@
 extern crate alloc;
 
 mod bat;
+mod batmap;
 mod bitmap;
 mod create;
 mod disk;
@@ -32,6 +34,7 @@ mod header;
 mod uuid;
 
 pub use bat::{Bat, BatEntryWrite};
+pub use batmap::{Batmap, Tables};
 pub use bitmap::{Bitmap, Run};
 pub use create::{Extent, NewDisk, Parent};
 pub use disk::{Allocation, Disk, Place, Segment};

@@ -8,7 +8,7 @@ use std::{
 };
 
 use proptest::prelude::*;
-use vhd::{Bat, Disk, DiskKind, Extent, Footer, Header, NewDisk, Place, SECTOR, Uuid};
+use vhd::{Disk, DiskKind, Extent, Footer, Header, NewDisk, Place, SECTOR, Tables, Uuid};
 
 fn qemu_img(args: &[&str]) -> Output {
     Command::new("qemu-img")
@@ -50,13 +50,11 @@ fn open(file: &File) -> Disk {
         "copy of the footer"
     );
     let header = Header::parse(&read(file, header_at, 1024)).expect("header");
-    let bat = read(
-        file,
-        header.bat_offset,
-        Bat::file_size(header.bat_entries) as usize,
-    );
-    let bat = Bat::parse(&bat, header.bat_entries).expect("BAT");
-    Disk::sparse(footer, header, bat).expect("consistent")
+    let end = length - SECTOR;
+    let size = Tables::size(&header).min(end - header.bat_offset);
+    let tables = read(file, header.bat_offset, size as usize);
+    let tables = Tables::parse(&tables, &header).expect("BAT");
+    Disk::sparse(footer, header, tables).expect("consistent")
 }
 
 /// Writes through the map, allocating as needed.

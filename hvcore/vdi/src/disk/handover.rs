@@ -116,7 +116,7 @@ impl Disk {
 
 /// The disk with the blocks that its owner allocated since its table was read.
 fn merge(disk: &vhd::Disk, allocated: &[(u32, u32)]) -> Result<vhd::Disk, &'static str> {
-    let (Some(header), Some(bat)) = (disk.header(), disk.bat()) else {
+    let Some(bat) = disk.bat() else {
         return match allocated {
             [] => Ok(disk.clone()),
             _ => Err("it has new blocks, but the disk has none"),
@@ -132,7 +132,8 @@ fn merge(disk: &vhd::Disk, allocated: &[(u32, u32)]) -> Result<vhd::Disk, &'stat
         }
         bat.set(*block, Some(*sector));
     }
-    vhd::Disk::sparse(disk.footer().clone(), header.clone(), bat).map_err(|_| "its blocks overlap")
+    disk.with(disk.footer().clone(), Some(bat))
+        .map_err(|_| "its blocks overlap")
 }
 
 fn check_uncommitted(pieces: &[Uncommitted], file_end: u64) -> Result<(), &'static str> {

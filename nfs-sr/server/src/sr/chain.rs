@@ -131,6 +131,9 @@ pub fn resize<S: Store>(store: &S, uuid: Uuid, size: u64) -> Result<(), SrError>
     write_extents(store, &replacement, &extents)?;
     let mut copy = Layer::open(store, &replacement)?;
     copy_data(store, &mut old, &mut copy)?;
+    if let Some((offset, bytes)) = copy.mark_full_blocks(store)? {
+        at(&replacement, store.write(&replacement, offset, &bytes))?;
+    }
     at(&replacement, store.sync(&replacement))?;
     at(&name, store.rename(&replacement, &name))?;
     at(&name, store.sync_names())
@@ -233,7 +236,12 @@ fn coalesce<S: Store>(store: &S, survey: &Survey, base: &str, child: &str) -> Re
 fn merge_data<S: Store>(store: &S, base: &str, child: &str) -> Result<(), SrError> {
     let (mut from, mut to) = (Layer::open(store, child)?, Layer::open(store, base)?);
     copy_data(store, &mut from, &mut to)?;
-    at(base, store.sync(base))
+    at(base, store.sync(base))?;
+    // All or nothing: XenServer refuses a disk whose batmap does not fit its checksum.
+    match to.mark_full_blocks(store)? {
+        Some(change) => journal::write(store, base, &[change]),
+        None => Ok(()),
+    }
 }
 
 /// Writes to one file whatever the other one holds itself.

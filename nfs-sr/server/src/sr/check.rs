@@ -6,7 +6,7 @@ use std::{
 };
 
 use ::statefile::NAME as STATEFILE;
-use vhd::{DiskKind, Footer, MAX_CHAIN, SECTOR, Uuid};
+use vhd::{Batmap, DiskKind, Footer, MAX_CHAIN, SECTOR, Uuid};
 
 use super::{
     chain,
@@ -41,6 +41,8 @@ pub enum Problem {
     Chain { name: String },
     VisibleParent { name: String },
     Garbage { name: String },
+    Batmap { name: String, why: String },
+    NotFull { name: String, block: u32 },
     Statefile { why: String },
     Heartbeat { index: u32, why: String },
 }
@@ -54,6 +56,7 @@ impl Problem {
             | Self::Duplicate { .. }
             | Self::Footer { .. }
             | Self::VisibleParent { .. }
+            | Self::Batmap { .. }
             | Self::Garbage { .. } => true,
             Self::Unknown { .. }
             | Self::Damaged { .. }
@@ -61,6 +64,7 @@ impl Problem {
             | Self::MissingParent { .. }
             | Self::WrongParent { .. }
             | Self::Chain { .. }
+            | Self::NotFull { .. }
             | Self::Statefile { .. }
             | Self::Heartbeat { .. } => false,
         }
@@ -126,6 +130,11 @@ impl fmt::Display for Problem {
             Self::Garbage { name } => write!(
                 f,
                 "{name}: a base copy without children; its space can be reclaimed"
+            ),
+            Self::Batmap { name, why } => write!(f, "{name}: {why}; the bitmaps say the same"),
+            Self::NotFull { name, block } => write!(
+                f,
+                "{name}: the batmap says that block {block} is full, and its bitmap that it is not; one is wrong"
             ),
             Self::Statefile { why } => write!(
                 f,
@@ -203,7 +212,7 @@ impl Survey {
     }
 
     fn look_at<S: Store>(&mut self, store: &S, name: String) -> Result<(), SrError> {
-        let layer = match Layer::open(store, &name) {
+        let mut layer = match Layer::open(store, &name) {
             Ok(layer) => layer,
             Err(error @ SrError::Io { .. }) => return Err(error),
             Err(error) => {
@@ -245,6 +254,8 @@ impl Survey {
                 }
             }
         }
+        self.look_at_batmap(store, &mut layer)?;
+        let footer = layer.disk.footer();
         let identity = layer.disk.header().map(|header| header.parent);
         let parent = layer.parent_name().map(str::to_owned).zip(identity);
         self.disks.insert(
@@ -254,6 +265,34 @@ impl Survey {
                 parent,
             },
         );
+        Ok(())
+    }
+
+    fn look_at_batmap<S: Store>(&mut self, store: &S, layer: &mut Layer) -> Result<(), SrError> {
+        let Some(header) = layer.disk.header() else {
+            return Ok(());
+        };
+        let name = layer.name.clone();
+        match layer.disk.batmap() {
+            Some(batmap) => {
+                let full: Vec<u32> = batmap.full().collect();
+                for block in full {
+                    if !layer.is_full(store, block)? {
+                        let name = name.clone();
+                        self.problems.push(Problem::NotFull { name, block });
+                    }
+                }
+            }
+            None => {
+                let offset = Batmap::offset(header);
+                let mut bytes = vec![0; Batmap::file_size(header.bat_entries) as usize];
+                at(&name, store.read(&name, offset, &mut bytes))?;
+                if let Err(error) = Batmap::parse(&bytes, offset) {
+                    let why = error.to_string();
+                    self.problems.push(Problem::Batmap { name, why });
+                }
+            }
+        }
         Ok(())
     }
 
@@ -352,6 +391,14 @@ pub fn repair<S: Store>(store: &S) -> Result<Vec<Problem>, SrError> {
                 let footer = layer.disk.footer().clone();
                 at(name, store.set_length(name, layer.disk.footer_at()))?;
                 layer.write_footer(store, footer)?;
+            }
+            Problem::Batmap { name, .. } => {
+                let layer = Layer::open(store, name)?;
+                if let Some(header) = layer.disk.header() {
+                    let offset = Batmap::offset(header);
+                    let empty = Batmap::empty(header.bat_entries).encode(offset);
+                    journal::write(store, name, &[(offset, empty)])?;
+                }
             }
             Problem::VisibleParent { name } => chain::hide(store, name, true)?,
             Problem::Garbage { name } => {

@@ -2,7 +2,9 @@
 
 use std::{collections::HashMap, io};
 
-use vhd::{Bat, Bitmap, Disk, DiskKind, Footer, Header, MAX_CHAIN, Place, SECTOR, Segment};
+use vhd::{
+    Batmap, Bitmap, Disk, DiskKind, Footer, Header, MAX_CHAIN, Place, SECTOR, Segment, Tables,
+};
 
 use super::store::Store;
 
@@ -93,12 +95,9 @@ impl Layer {
             });
         };
         let header = vhd(name, Header::parse(&read(header_at, 1024)?))?;
-        let bat = read(
-            header.bat_offset,
-            Bat::file_size(header.bat_entries) as usize,
-        )?;
-        let bat = vhd(name, Bat::parse(&bat, header.bat_entries))?;
-        let disk = vhd(name, Disk::sparse(footer, header, bat))?;
+        let tables = read(header.bat_offset, Tables::size(&header) as usize)?;
+        let tables = vhd(name, Tables::parse(&tables, &header))?;
+        let disk = vhd(name, Disk::sparse(footer, header, tables))?;
         Ok(Self {
             name: name.to_owned(),
             disk,
@@ -236,12 +235,46 @@ impl Layer {
             at(name, store.write(name, 0, &footer.encode()))?;
             at(name, store.sync(name))?;
         }
-        let header_and_bat = self.disk.header().cloned().zip(self.disk.bat().cloned());
-        self.disk = match header_and_bat {
-            Some((header, bat)) => vhd(&self.name, Disk::sparse(footer, header, bat))?,
-            None => Disk::fixed(footer),
-        };
+        self.disk = vhd(&self.name, self.disk.with(footer, None))?;
         Ok(())
+    }
+
+    /// The block holds all of its sectors, by its bitmap.
+    pub fn is_full(&mut self, store: &impl Store, block: u32) -> Result<bool, SrError> {
+        let Some(sector) = self.disk.bat().and_then(|bat| bat.get(block)) else {
+            return Ok(false);
+        };
+        let bits = self
+            .disk
+            .header()
+            .map_or(0, |header| header.block_size / SECTOR as u32);
+        let bitmap = self.bitmap(store, block, u64::from(sector) * SECTOR)?;
+        Ok(bitmap.runs(0, bits).all(|run| run.present))
+    }
+
+    /// Finds blocks that have become full, and gives what is to be written for the batmap to say so: where, and which bytes.
+    pub fn mark_full_blocks(
+        &mut self,
+        store: &impl Store,
+    ) -> Result<Option<(u64, Vec<u8>)>, SrError> {
+        let (Some(header), Some(bat), Some(batmap)) =
+            (self.disk.header(), self.disk.bat(), self.disk.batmap())
+        else {
+            return Ok(None);
+        };
+        let (offset, before) = (Batmap::offset(header), batmap.clone());
+        let candidates: Vec<u32> = bat
+            .allocated()
+            .map(|(block, _)| block)
+            .filter(|block| !before.get(*block))
+            .collect();
+        for block in candidates {
+            if self.is_full(store, block)? {
+                self.disk.mark_full(block);
+            }
+        }
+        let changed = self.disk.batmap().filter(|after| **after != before);
+        Ok(changed.map(|after| (offset, after.encode(offset))))
     }
 }
 

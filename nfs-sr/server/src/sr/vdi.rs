@@ -131,7 +131,10 @@ pub fn import(
             }
             offset += n as u64;
         }
-        Ok(())
+        match layer.mark_full_blocks(&unordered)? {
+            Some((offset, bytes)) => at(new, store.write(new, offset, &bytes)),
+            None => Ok(()),
+        }
     })
 }
 

@@ -28,7 +28,7 @@ use nfs3::{
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use tempfile::TempDir;
-use vhd::{Bat, Bitmap, Disk, Footer, Header};
+use vhd::{Bitmap, Disk, Footer, Header, Tables};
 
 /// A target's name and function.
 pub type Target = (&'static str, fn(&[u8]));
@@ -360,13 +360,13 @@ pub fn vhd(input: &[u8]) {
     let Some(table) = file.get(header.bat_offset as usize..) else {
         return;
     };
-    let Ok(bat) = Bat::parse(table, header.bat_entries) else {
+    let Ok(tables) = Tables::parse(table, &header) else {
         return;
     };
     let bitmap = Bitmap::from_bytes(table[..table.len().min(512)].to_vec());
     let sectors: u32 = bitmap.runs(0, 4096).map(|run| run.count).sum();
     assert_eq!(sectors, 4096);
-    let Ok(disk) = Disk::sparse(footer, header, bat) else {
+    let Ok(disk) = Disk::sparse(footer, header, tables) else {
         return;
     };
     let mut covered = 0;
