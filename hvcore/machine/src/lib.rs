@@ -55,6 +55,8 @@ mod run;
 mod serial;
 pub mod state;
 #[cfg(test)]
+mod task_priority_tests;
+#[cfg(test)]
 mod testing;
 pub mod vcpu;
 mod virtio;

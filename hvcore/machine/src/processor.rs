@@ -117,6 +117,8 @@ impl Processor {
             }
         }
         vcpu.want_interrupt_window(window);
+        let held_back = self.apic.task_priority_holds_back();
+        vcpu.set_task_priority(self.apic.task_priority_class(), held_back);
         self.offer_silent_end(memory)
     }
 
@@ -144,6 +146,11 @@ impl Processor {
             self.apic.end_of_interrupt();
         }
         Ok(())
+    }
+
+    /// Looks what the guest has set its task priority to without coming out.
+    pub fn notice_task_priority(&mut self, vcpu: &impl Vcpu) {
+        self.apic.set_task_priority_class(vcpu.cr(8) as u8 & 0xf);
     }
 
     /// The guest says where its word for silent ends is.

@@ -58,6 +58,7 @@ impl Machine {
             }
             let exit = vcpu.run();
             self.exits.count(&exit);
+            self.processors[index].notice_task_priority(vcpu);
             if let Err(error) = self.processors[index].notice_silent_end(&self.memory) {
                 return self.misbehaved(format!("the word for silent ends of interrupt: {error}"));
             }
@@ -189,6 +190,7 @@ impl Machine {
                 vcpu.set_gpr(gpr::RAX, HYPERCALL_UNKNOWN);
                 self.step_over(vcpu, length::HYPERCALL);
             }
+            Exit::SetTaskPriority => return self.answer_set_task_priority(index, vcpu),
             Exit::SetXcr => self.answer_set_xcr(vcpu),
             Exit::CacheControl => self.step_over(vcpu, length::CACHE_CONTROL),
             Exit::Undefined => vcpu.inject(Event::UNDEFINED),
@@ -222,6 +224,21 @@ impl Machine {
             vcpu.set_gpr(register, value.into());
         }
         self.step_over(vcpu, length::CPUID);
+    }
+
+    fn answer_set_task_priority(&mut self, index: usize, vcpu: &mut impl Vcpu) -> Answer {
+        match decode::move_to_control(&self.memory, vcpu) {
+            Ok((from, next_rip)) => match vcpu.gpr(from) {
+                class @ 0..16 => {
+                    let apic = &mut self.processors[index].apic;
+                    apic.set_task_priority_class(class as u8);
+                    vcpu.advance_to(next_rip);
+                }
+                _ => vcpu.inject(Event::GENERAL_PROTECTION),
+            },
+            Err(error) => return Some(self.misbehaved(error.0)),
+        }
+        None
     }
 
     /// XSETBV is privileged, and XCR0 must be a combination that there is (APM vol. 2, 11.5.2).

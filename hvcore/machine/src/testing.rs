@@ -118,6 +118,11 @@ pub struct TestVcpu {
     /// What was delivered.
     pub delivered: Vec<Event>,
     pub window: bool,
+    pub cr8: u8,
+    /// What the guest writes to CR8 before its next exit.
+    pub writes_cr8: Option<u8>,
+    /// Writes to CR8 exit.
+    pub cr8_watched: bool,
     pub tsc: u64,
     pub tsc_offset: u64,
 }
@@ -172,6 +177,7 @@ impl TestVcpu {
 impl Vcpu for TestVcpu {
     fn run(&mut self) -> Exit {
         self.delivered.extend(self.state.pending.take());
+        self.cr8 = self.writes_cr8.take().unwrap_or(self.cr8);
         self.exits.pop_front().unwrap_or(Exit::Interrupted)
     }
     fn gpr(&self, register: Gpr) -> u64 {
@@ -195,8 +201,12 @@ impl Vcpu for TestVcpu {
             0 => self.state.cr0,
             2 => self.state.cr2,
             3 => self.state.cr3,
+            8 => self.cr8.into(),
             _ => self.state.cr4,
         }
+    }
+    fn set_task_priority(&mut self, class: u8, watched: bool) {
+        (self.cr8, self.cr8_watched) = (class, watched);
     }
     fn efer(&self) -> u64 {
         self.state.efer

@@ -68,6 +68,8 @@ pub enum Exit {
     },
     /// VMMCALL or VMCALL.
     Hypercall,
+    /// MOV to CR8; asked for by [`Vcpu::set_task_priority`].
+    SetTaskPriority,
     /// XSETBV.
     SetXcr,
     /// WBINVD, INVD and the like: nothing to do but step over it.
@@ -210,8 +212,11 @@ pub trait Vcpu {
     fn advance_to(&mut self, rip: u64);
     /// RFLAGS.
     fn rflags(&self) -> u64;
-    /// Control register 0, 2, 3 or 4.
+    /// Control register 0, 2, 3, 4 or 8.
     fn cr(&self, number: u8) -> u64;
+    /// Sets CR8, which is bits 7 to 4 of the local APIC's task priority (APM vol. 2, 16.6.4) and is saved with that.
+    /// `watched`: the guest's next write to it exits, since an interrupt waits for that.
+    fn set_task_priority(&mut self, class: u8, watched: bool);
     /// EFER as the guest sees it.
     fn efer(&self) -> u64;
     /// Sets EFER; the backend adds what the hardware needs.

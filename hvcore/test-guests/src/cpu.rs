@@ -135,6 +135,20 @@ pub fn set_cr4(value: u64) {
     unsafe { asm!("mov cr4, {}", in(reg) value) };
 }
 
+/// CR8.
+pub fn cr8() -> u64 {
+    let value;
+    // SAFETY: reading it changes nothing.
+    unsafe { asm!("mov {}, cr8", out(reg) value, options(nomem, nostack)) };
+    value
+}
+
+/// Sets CR8; an interrupt that this lets in is delivered before the next instruction.
+pub fn set_cr8(value: u64) {
+    // SAFETY: as `sti`.
+    unsafe { asm!("mov cr8, {}", in(reg) value) };
+}
+
 /// CR3.
 pub fn cr3() -> u64 {
     let value;

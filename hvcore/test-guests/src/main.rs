@@ -42,6 +42,7 @@ const TESTS: &[Test] = &[
     ("halt-race", timing::halt_race),
     ("pv-eoi", timing::pv_eoi),
     ("priority", timing::priority),
+    ("task-priority", timing::task_priority),
     ("clock", timing::clock),
     ("paging", memory::paging),
     ("all-ram", memory::all_ram),

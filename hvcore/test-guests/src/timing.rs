@@ -2,7 +2,7 @@
 
 use crate::{
     check,
-    cpu::{self, cli, sti, tsc, wait, wrmsr},
+    cpu::{self, cli, rdmsr, sti, tsc, wait, wrmsr},
     interrupts::{self, count, timer_armed, timer_at, x2apic},
 };
 
@@ -134,6 +134,24 @@ pub fn priority() {
     while count(LOW) == low {
         check!(tsc() - start < LATE, "the lower vector was lost");
     }
+    cli();
+}
+
+/// CR8 is the same register. It keeps its value over whatever happens to the guest meanwhile, and lowering it lets an
+/// interrupt in at once.
+pub fn task_priority() {
+    cpu::set_cr8(5);
+    let read = rdmsr(x2apic::TPR);
+    check!(read == 0x50, "the local APIC shows {read:#x}");
+    let before = count(LOW);
+    interrupts::self_ipi(LOW);
+    sti();
+    let start = tsc();
+    while tsc() - start < 500 * SOON {}
+    check!(count(LOW) == before, "the vector was not held back");
+    check!(cpu::cr8() == 5, "CR8 became {}", cpu::cr8());
+    cpu::set_cr8(0);
+    check!(count(LOW) == before + 1, "the vector did not come at once");
     cli();
 }
 

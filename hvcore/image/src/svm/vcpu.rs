@@ -10,7 +10,10 @@ use super::{
     event,
     lazy::LazyState,
     npt::{FlushNeeded, NestedTables},
-    vmcb::{INTERRUPT_SHADOW, NESTED_PAGING, Vmcb, exit_code, int_ctl, intercept1, intercept2},
+    vmcb::{
+        INTERCEPT_CR8_WRITE, INTERRUPT_SHADOW, NESTED_PAGING, Vmcb, exit_code, int_ctl, intercept1,
+        intercept2,
+    },
     world::{self, Gprs},
 };
 
@@ -223,6 +226,7 @@ impl SvmVcpu {
                 });
                 return None;
             }
+            exit_code::CR8_WRITE => Exit::SetTaskPriority,
             exit_code::CPUID => Exit::Cpuid,
             exit_code::MSR if info1 & 1 == 0 => Exit::ReadMsr,
             exit_code::MSR => Exit::WriteMsr,
@@ -335,6 +339,12 @@ impl Vcpu for SvmVcpu {
             8 => self.vmcb.control.int_ctl & int_ctl::V_TPR,
             _ => 0,
         }
+    }
+
+    fn set_task_priority(&mut self, class: u8, watched: bool) {
+        let control = &mut self.vmcb.control;
+        control.int_ctl = control.int_ctl & !int_ctl::V_TPR | u64::from(class & 0xf);
+        control.intercept_cr = if watched { INTERCEPT_CR8_WRITE } else { 0 };
     }
 
     fn efer(&self) -> u64 {

@@ -46,6 +46,7 @@ pub mod intercept2 {
 /// Exit codes (APM vol. 2, appendix C).
 pub mod exit_code {
     #![allow(missing_docs)]
+    pub const CR8_WRITE: u64 = 0x18;
     pub const EXCEPTION_DB: u64 = 0x41;
     pub const EXCEPTION_AC: u64 = 0x51;
     pub const INTR: u64 = 0x60;
@@ -84,6 +85,8 @@ pub mod int_ctl {
     pub const V_INTR_MASKING: u64 = 1 << 24;
 }
 
+/// In the word at 0x00: bits 31 to 16 are writes to control registers 15 to 0.
+pub const INTERCEPT_CR8_WRITE: u32 = 1 << (16 + 8);
 /// Bit 0 of the word at 0x68: the guest is in the shadow of STI or MOV SS.
 pub const INTERRUPT_SHADOW: u64 = 1;
 /// Bit 0 of the word at 0x90.

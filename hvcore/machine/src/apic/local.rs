@@ -185,6 +185,27 @@ impl LocalApic {
         (vector >> 4 > self.processor_priority() >> 4).then_some(vector)
     }
 
+    /// Bits 7 to 4 of the task priority, which are CR8 to the processor.
+    #[must_use]
+    pub fn task_priority_class(&self) -> u8 {
+        self.task_priority >> 4
+    }
+
+    /// The guest wrote CR8, which clears the lower bits (APM vol. 2, 16.6.4). They stay when it wrote nothing new.
+    pub fn set_task_priority_class(&mut self, class: u8) {
+        if class != self.task_priority >> 4 {
+            self.task_priority = class << 4;
+        }
+    }
+
+    /// Whether an interrupt waits for a lower task priority.
+    #[must_use]
+    pub fn task_priority_holds_back(&self) -> bool {
+        self.requested
+            .highest()
+            .is_some_and(|vector| vector >> 4 <= self.task_priority >> 4)
+    }
+
     /// The processor accepted the interrupt.
     pub fn accepted(&mut self, vector: u8) {
         self.requested.set(vector, false);

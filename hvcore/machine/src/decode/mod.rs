@@ -231,6 +231,24 @@ pub fn string_io(memory: &GuestMemory, vcpu: &impl Vcpu) -> Result<StringIo, Not
     })
 }
 
+/// Decodes the MOV to a control register at the instruction pointer: its source, and the address behind it. The exit
+/// does not name the source (TCG-QUIRK 2).
+///
+/// # Errors
+/// When it is none.
+pub fn move_to_control(memory: &GuestMemory, vcpu: &impl Vcpu) -> Result<(Gpr, u64), NotEmulated> {
+    let instruction = instruction(memory, vcpu)?;
+    match instruction.code() {
+        Code::Mov_cr_r64 | Code::Mov_cr_r32 => {
+            let from = instruction.op1_register().full_register().number();
+            Ok((from as u8, instruction.next_ip()))
+        }
+        other => Err(NotEmulated(format!(
+            "{other:?} as MOV to a control register"
+        ))),
+    }
+}
+
 /// Address behind the instruction at the instruction pointer, which the exit has already identified and
 /// whose opcode has `opcode` bytes. Only its prefixes are unknown: newer kernels pad WRMSR with
 /// some (TCG-QUIRK 1). When the bytes cannot be fetched, another processor has just unmapped them, and

@@ -481,7 +481,9 @@ impl Function {
     /// # Errors
     /// Why the state cannot be this device's.
     pub fn restore(mut self, saved: &SavedFunction) -> Result<Self, &'static str> {
-        if saved.driver_features & !self.device.features() != 0 {
+        // A driver may ask for anything; only what it was granted matters.
+        let granted = saved.status & status::FEATURES_OK != 0;
+        if granted && saved.driver_features & !self.device.features() != 0 {
             return Err("its driver uses features that this host does not offer");
         }
         if saved.queues.len() != self.queues.len() {

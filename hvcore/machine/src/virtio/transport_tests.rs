@@ -168,6 +168,16 @@ fn a_saved_device_goes_on_and_a_foreign_one_is_refused() {
     assert!(disk().restore(&rich).is_err());
 }
 
+#[test]
+fn a_driver_that_asked_for_too_much_can_still_move() {
+    let mut function = disk();
+    function
+        .write(common::DRIVER_FEATURE, 4, u64::from(u32::MAX))
+        .unwrap();
+    let saved = function.save();
+    assert_eq!(disk().restore(&saved).unwrap().save(), saved);
+}
+
 proptest! {
     /// No sequence of register accesses does harm.
     #[test]
