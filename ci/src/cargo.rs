@@ -92,6 +92,13 @@ pub fn bench(sh: &Shell, arguments: &[String]) -> Result<()> {
     elab(sh, "bench", arguments)
 }
 
+/// Measures the storage server and, in turns with it, another one.
+pub fn bench_storage(sh: &Shell) -> Result<()> {
+    step("the storage server");
+    cmd!(sh, "cargo bench --quiet --locked --package nfs-sr --bench nfs").run()?;
+    Ok(())
+}
+
 fn step(what: &str) {
     eprintln!("== {what}");
 }

@@ -20,6 +20,7 @@ usage: cargo xtask COMMAND
   demo [ARGS]     set up, build, and show a session that lives through migrations (`elab demo ARGS`)
   test            set up, lint, and run all tests
   bench [ARGS]    set up, build, and measure: a host alone, then a lab (`elab bench ARGS`)
+  bench nfs       the storage server beside NFS-Ganesha, if that is installed (nfs-ganesha-vfs, rpcbind; as root)
   lint            formatting and clippy, for the machine and for the image
 ";
 
@@ -51,6 +52,7 @@ fn run() -> Result<()> {
             setup::run(&sh)?;
             cargo::elab(&sh, "demo", &rest)
         }
+        Some("bench") if rest == ["nfs"] => cargo::bench_storage(&sh),
         Some("bench") => {
             setup::run(&sh)?;
             cargo::bench(&sh, &rest)
