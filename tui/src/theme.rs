@@ -82,7 +82,11 @@ impl Look {
     /// What is selected.
     #[must_use]
     pub fn selected(self) -> Style {
-        Style::new().add_modifier(Modifier::REVERSED)
+        match self.theme {
+            Theme::Dark => Style::new().bg(Color::Rgb(45, 62, 84)),
+            Theme::Light => Style::new().bg(Color::Rgb(205, 222, 245)),
+            Theme::Mono => Style::new().add_modifier(Modifier::REVERSED),
+        }
     }
 
     /// Behind a stretch in which a guest is slowed.
