@@ -50,7 +50,7 @@ fn print(what: &str, mut times: Vec<Duration>) {
     );
 }
 
-fn time(mut work: impl FnMut()) -> Duration {
+fn time(work: impl FnOnce()) -> Duration {
     let began = Instant::now();
     work();
     began.elapsed()
