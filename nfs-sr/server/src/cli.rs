@@ -21,9 +21,19 @@ use crate::{
     sr::{self, chain, check, guard::Guard, statefile, store::Directory, vdi},
 };
 
+const EXAMPLES: &str = "\
+Examples:
+  nfs-sr serve /srv/sr --listen 0.0.0.0:2049 --client 198.18.1.0/24
+  nfs-sr sr create /srv/sr
+  nfs-sr vdi import /srv/sr/<sr-uuid> debian.raw --size 8GiB
+  nfs-sr vdi snapshot /srv/sr/<sr-uuid>/<vdi-uuid>.vhd
+  nfs-sr sr check /srv/sr/<sr-uuid>
+
+Exit codes: 0 done, 1 it failed or a check found something, 2 wrong usage.";
+
 /// Storage repository: an NFS version 3 server with leases for virtual disks, and its tools.
 #[derive(Debug, Parser)]
-#[command(name = "nfs-sr", version)]
+#[command(name = "nfs-sr", version, after_help = EXAMPLES)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -115,12 +125,12 @@ enum VdiCommand {
         #[arg(long)]
         fixed: bool,
     },
-    /// Make a disk from a raw image and print its file. Zeros take no space.
+    /// Make a disk from a raw image or a VHD and print its file. Zeros take no space.
     Import {
         /// Directory of the repository.
         sr: PathBuf,
-        /// The image.
-        raw: PathBuf,
+        /// The image. One that ends like a VHD is one; its parents must lie beside it.
+        image: PathBuf,
         /// Its UUID; a random one if none is given.
         #[arg(long)]
         uuid: Option<Uuid>,
@@ -128,12 +138,15 @@ enum VdiCommand {
         #[arg(long, value_parser = parse_size)]
         size: Option<u64>,
     },
-    /// Write a disk, with what it has from its parents, to a raw image.
+    /// Write a disk, with what it has from its parents, to an image.
     Export {
         /// File of the disk.
         vdi: PathBuf,
         /// The image.
-        raw: PathBuf,
+        image: PathBuf,
+        /// What to write. A VHD must not exist yet.
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
     },
     /// Make a disk with the contents that another has now, at once and without copying, and print its file. The other must
     /// not be open at a host.
@@ -163,6 +176,16 @@ enum VdiCommand {
         /// File of the disk.
         vdi: PathBuf,
     },
+}
+
+/// Format of an image.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum Format {
+    /// The disk byte for byte, with holes for zeros.
+    #[default]
+    Raw,
+    /// A dynamic VHD without parents.
+    Vhd,
 }
 
 /// Runs a command.
@@ -262,17 +285,20 @@ fn run_vdi(command: VdiCommand) -> Result<()> {
         }
         VdiCommand::Import {
             sr,
-            raw,
+            image,
             uuid,
             size,
         } => {
             let uuid = uuid.unwrap_or_else(vdi::new_uuid);
-            vdi::import(&Directory::new(&sr), uuid, &raw, size)?;
+            vdi::import(&Directory::new(&sr), uuid, &image, size)?;
             println!("{}", sr.join(vdi::file_name(uuid)).display());
         }
-        VdiCommand::Export { vdi, raw } => {
+        VdiCommand::Export { vdi, image, format } => {
             let (store, name) = split(&vdi)?;
-            vdi::export(&store, &name, &raw)?;
+            match format {
+                Format::Raw => vdi::export(&store, &name, &image)?,
+                Format::Vhd => vdi::export_vhd(&store, &name, &image)?,
+            }
         }
         VdiCommand::Snapshot { vdi, uuid } => {
             let (store, name) = split(&vdi)?;

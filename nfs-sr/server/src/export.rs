@@ -18,12 +18,12 @@ pub const NO_ID: u32 = u32::MAX;
 /// Which users are mapped to nobody.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Squash {
-    /// None: the superuser of a client is the superuser here. Hypervisor hosts need it.
+    /// Nobody's: the superuser of a client is the superuser here. Hypervisor hosts need it.
     #[default]
     None,
-    /// The superuser.
+    /// The superuser's.
     Root,
-    /// Everybody.
+    /// Everybody's.
     All,
 }
 

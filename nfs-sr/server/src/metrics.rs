@@ -65,7 +65,10 @@ impl Metrics {
     pub fn render(server: &Server) -> String {
         let metrics = &server.metrics;
         let mut out = String::new();
-        let _ = writeln!(out, "# TYPE nfs_sr_call_seconds histogram");
+        let _ = writeln!(
+            out,
+            "# HELP nfs_sr_call_seconds Time from a call's arrival to its reply.\n# TYPE nfs_sr_call_seconds histogram"
+        );
         for (program, operations) in PROGRAMS.iter().zip(&metrics.operations) {
             for (procedure, operation) in (0..).zip(operations) {
                 render_operation(&mut out, *program, procedure, operation);
@@ -74,24 +77,54 @@ impl Metrics {
         let (syncs, waited) = server.durability.counts();
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let lines = [
-            ("read_bytes_total", "counter", load(&metrics.read_bytes)),
+            (
+                "read_bytes_total",
+                "counter",
+                "Bytes of data sent in READ.",
+                load(&metrics.read_bytes),
+            ),
             (
                 "written_bytes_total",
                 "counter",
+                "Bytes of data received in WRITE.",
                 load(&metrics.written_bytes),
             ),
             (
                 "lease_refusals_total",
                 "counter",
+                "Calls refused for a lease.",
                 load(&metrics.lease_refusals),
             ),
-            ("syncs_total", "counter", syncs),
-            ("sync_waiters_total", "counter", waited),
-            ("connections", "gauge", load(&metrics.connections)),
-            ("storage_failed", "gauge", server.durability.failed().into()),
+            (
+                "syncs_total",
+                "counter",
+                "Syncs of files and directories.",
+                syncs,
+            ),
+            (
+                "sync_waiters_total",
+                "counter",
+                "Calls that were answered after a sync.",
+                waited,
+            ),
+            (
+                "connections",
+                "gauge",
+                "Open connections.",
+                load(&metrics.connections),
+            ),
+            (
+                "storage_failed",
+                "gauge",
+                "1 if a sync has failed and nothing is written any more.",
+                server.durability.failed().into(),
+            ),
         ];
-        for (name, kind, value) in lines {
-            let _ = writeln!(out, "# TYPE nfs_sr_{name} {kind}\nnfs_sr_{name} {value}");
+        for (name, kind, help, value) in lines {
+            let _ = writeln!(
+                out,
+                "# HELP nfs_sr_{name} {help}\n# TYPE nfs_sr_{name} {kind}\nnfs_sr_{name} {value}"
+            );
         }
         out
     }

@@ -117,3 +117,31 @@ fn a_snapshot_keeps_what_the_disk_was_and_can_be_flattened() {
         .expect("set length");
     assert!(qemu_img_agrees(&dir.path().join(file_name(disk)), &raw));
 }
+
+#[test]
+fn disks_are_exchanged_as_vhd() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = |name: &str| dir.path().join(name);
+    let raw = File::create(path("in.raw")).expect("create");
+    raw.set_len(11 << 20).expect("set length");
+    raw.write_all_at(&[3; 3 << 20], 1 << 20).expect("write");
+    // Another program's disk comes in.
+    let made = Command::new("qemu-img")
+        .args(["convert", "-f", "raw", "-O", "vpc", "-o", "force_size=on"])
+        .args([path("in.raw"), path("other.vhd")])
+        .status();
+    assert!(made.expect("qemu-img is needed").success());
+    let (store, uuid) = (Directory::new(dir.path()), new_uuid());
+    vdi::import(&store, uuid, &path("other.vhd"), None).expect("imported");
+    assert!(qemu_img_agrees(&path(&file_name(uuid)), &path("in.raw")));
+    // And goes out, from the end of a chain, in one file.
+    let child = new_uuid();
+    chain::snapshot(&store, uuid, child).expect("snapshot");
+    let mut image = Image::open(&store, &file_name(child)).expect("a good disk");
+    image.write(5 << 20, &[9; 4096]).expect("write");
+    image.flush().expect("flush");
+    raw.write_all_at(&[9; 4096], 5 << 20).expect("write");
+    vdi::export_vhd(&store, &file_name(child), &path("out.vhd")).expect("exported");
+    assert!(qemu_img_agrees(&path("out.vhd"), &path("in.raw")));
+    vdi::export_vhd(&store, &file_name(child), &path("out.vhd")).expect_err("it exists");
+}

@@ -9,11 +9,11 @@ use std::{
 };
 
 use serde::Serialize;
-use vhd::{BLOCK, DiskKind, EPOCH_UNIX, Extent, NewDisk, Uuid};
+use vhd::{BLOCK, DiskKind, EPOCH_UNIX, Extent, Footer, NewDisk, SECTOR, Uuid};
 
 use super::{
     image::{Image, Layer, SrError, at},
-    store::Store,
+    store::{Directory, Store},
 };
 
 /// Read and written at a time.
@@ -97,44 +97,36 @@ pub fn create(store: &impl Store, uuid: Uuid, size: u64, kind: DiskKind) -> Resu
     publish(store, &name, |new| write_extents(store, new, &extents))
 }
 
-/// Makes a disk from a raw image; zeros take no space. The disk is at least as large as `size`.
+/// Makes a disk from an image; zeros take no space. The disk is at least as large as `size`. The image is a VHD if it ends like
+/// one; its parents, if it has any, are looked for beside it. Else it is raw.
 pub fn import(
     store: &impl Store,
     uuid: Uuid,
-    raw: &Path,
+    source: &Path,
     size: Option<u64>,
 ) -> Result<(), SrError> {
-    let raw_name = raw.display().to_string();
-    let file = at(&raw_name, File::open(raw))?;
-    let length = at(&raw_name, file.metadata())?.len();
-    let size = size
-        .unwrap_or(0)
-        .max(length)
-        .next_multiple_of(vhd::SECTOR)
-        .max(vhd::MIN_SIZE);
-    let name = file_name(uuid);
-    let extents = extents(size, uuid, DiskKind::Dynamic, &name)?;
-    publish(store, &name, |new| {
-        write_extents(store, new, &extents)?;
-        // Nobody can see the file before it is renamed, so the order within it is free.
-        let unordered = Unordered(store);
-        let mut layer = Layer::open(&unordered, new)?;
-        let mut chunk = vec![0; CHUNK];
-        let mut offset = 0;
-        while offset < length {
-            let n = (length - offset).min(CHUNK as u64) as usize;
-            at(&raw_name, file.read_exact_at(&mut chunk[..n], offset))?;
-            let padded = n.next_multiple_of(vhd::SECTOR as usize);
-            chunk[n..padded].fill(0);
-            if chunk[..padded].iter().any(|byte| *byte != 0) {
-                layer.write(&unordered, offset, &chunk[..padded])?;
-            }
-            offset += n as u64;
-        }
-        match layer.mark_full_blocks(&unordered)? {
-            Some((offset, bytes)) => at(new, store.write(new, offset, &bytes)),
-            None => Ok(()),
-        }
+    let name = source.display().to_string();
+    let file = at(&name, File::open(source))?;
+    let length = at(&name, file.metadata())?.len();
+    let mut end = [0; SECTOR as usize];
+    let is_vhd = length > SECTOR
+        && at(&name, file.read_exact_at(&mut end, length - SECTOR))
+            .map(|()| Footer::parse(&end).is_ok())?;
+    if is_vhd {
+        let (directory, file_name) = beside(source)?;
+        let mut image = Image::open(&directory, &file_name)?;
+        let length = image.size();
+        return fill(
+            store,
+            uuid,
+            length.max(size.unwrap_or(0)),
+            length,
+            |offset, chunk| image.read(offset, chunk),
+        );
+    }
+    let disk_size = size.unwrap_or(0).max(length);
+    fill(store, uuid, disk_size, length, |offset, chunk| {
+        at(&name, file.read_exact_at(chunk, offset))
     })
 }
 
@@ -155,6 +147,81 @@ pub fn export(store: &impl Store, name: &str, raw: &Path) -> Result<(), SrError>
         offset += n as u64;
     }
     at(&raw_name, file.sync_all())
+}
+
+/// Writes a disk, its parents included, to a dynamic VHD that needs no parent. Other programs ignore parents, or look for them in
+/// vain.
+pub fn export_vhd(store: &impl Store, name: &str, target: &Path) -> Result<(), SrError> {
+    let mut image = Image::open(store, name)?;
+    let size = image.size();
+    let (directory, file_name) = beside(target)?;
+    let extents = extents(size, new_uuid(), DiskKind::Dynamic, &file_name)?;
+    publish(&directory, &file_name, |new| {
+        copy_to(&directory, new, &extents, size, |offset, chunk| {
+            image.read(offset, chunk)
+        })
+    })
+}
+
+/// The directory of a file outside of the repository, and the file's name in it.
+fn beside(path: &Path) -> Result<(Directory, String), SrError> {
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .ok_or_else(|| {
+            SrError::Refused(format!("'{}' is not the name of a file", path.display()))
+        })?;
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let directory = Directory::new(directory.unwrap_or(Path::new(".")));
+    Ok((directory, name.to_owned()))
+}
+
+/// Creates a disk of `size` bytes or somewhat more that begins with `length` bytes of `read`.
+fn fill(
+    store: &impl Store,
+    uuid: Uuid,
+    size: u64,
+    length: u64,
+    read: impl FnMut(u64, &mut [u8]) -> Result<(), SrError>,
+) -> Result<(), SrError> {
+    let size = size.next_multiple_of(SECTOR).max(vhd::MIN_SIZE);
+    let name = file_name(uuid);
+    let extents = extents(size, uuid, DiskKind::Dynamic, &name)?;
+    publish(store, &name, |new| {
+        copy_to(store, new, &extents, length, read)
+    })
+}
+
+/// Writes a new disk with these contents to a file that nobody can see yet.
+fn copy_to(
+    store: &impl Store,
+    new: &str,
+    extents: &[Extent],
+    length: u64,
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), SrError>,
+) -> Result<(), SrError> {
+    write_extents(store, new, extents)?;
+    // So the order within it is free.
+    let unordered = Unordered(store);
+    let mut layer = Layer::open(&unordered, new)?;
+    let mut chunk = vec![0; CHUNK];
+    let mut offset = 0;
+    while offset < length {
+        let n = (length - offset).min(CHUNK as u64) as usize;
+        read(offset, &mut chunk[..n])?;
+        let padded = n.next_multiple_of(SECTOR as usize);
+        chunk[n..padded].fill(0);
+        if chunk[..padded].iter().any(|byte| *byte != 0) {
+            layer.write(&unordered, offset, &chunk[..padded])?;
+        }
+        offset += n as u64;
+    }
+    match layer.mark_full_blocks(&unordered)? {
+        Some((offset, bytes)) => at(new, store.write(new, offset, &bytes)),
+        None => Ok(()),
+    }
 }
 
 /// What there is to know of a disk.
