@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use xshell::{Shell, cmd};
 
+use crate::Exit;
 use crate::setup::IMAGE_TARGET;
 
 /// Packages that build only for the bare machine.
@@ -75,10 +76,11 @@ pub fn elab(sh: &Shell, verb: &str, arguments: &[String]) -> Result<()> {
         .args(arguments)
         .status()
         .context("cannot run cargo")?;
-    if !status.success() {
-        bail!("elab {verb} ended with {status}");
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(code) => Err(Exit(u8::try_from(code).unwrap_or(1)).into()),
+        None => bail!("elab {verb} ended with {status}"),
     }
-    Ok(())
 }
 
 /// Measures: the hypervisor alone, then a lab that moves its guest again and again.

@@ -10,7 +10,7 @@ mod setup;
 
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use xshell::Shell;
 
 const USAGE: &str = "\
@@ -22,14 +22,30 @@ usage: cargo xtask COMMAND
   bench [ARGS]    set up, build, and measure: a host alone, then a lab (`elab bench ARGS`)
   bench nfs       the storage server beside NFS-Ganesha, if that is installed (nfs-ganesha-vfs, rpcbind; as root)
   lint            formatting and clippy, for the machine and for the image
+
+Exit codes: 0 all is well, 1 something failed, 2 wrong usage, 3 this machine lacks something (what, and how to get it, is
+printed), or those of `elab`.
 ";
+
+/// Ends the program with this code. What happened has been printed.
+#[derive(Debug, thiserror::Error)]
+#[error("ended with exit code {0}")]
+pub struct Exit(pub u8);
+
+/// This machine lacks something; the text says what, and what to run.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Lacking(pub String);
 
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            if let Some(Exit(code)) = error.downcast_ref() {
+                return ExitCode::from(*code);
+            }
             eprintln!("xtask: {error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(if error.is::<Lacking>() { 3 } else { 1 })
         }
     }
 }
@@ -63,7 +79,7 @@ fn run() -> Result<()> {
         }
         _ => {
             eprint!("{USAGE}");
-            bail!("no such command")
+            Err(Exit(2).into())
         }
     }
 }

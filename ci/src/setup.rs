@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use xshell::{Shell, cmd};
 
+use crate::Lacking;
+
 /// What the hypervisor image is built for.
 pub const IMAGE_TARGET: &str = "x86_64-unknown-none";
 
@@ -67,8 +69,11 @@ fn rust_target(sh: &Shell) -> Result<()> {
     eprintln!("== installing the Rust target {IMAGE_TARGET}");
     cmd!(sh, "rustup target add {IMAGE_TARGET}")
         .run()
-        .with_context(|| {
-            format!("the Rust target is missing; run: rustup target add {IMAGE_TARGET}")
+        .map_err(|error| {
+            let words = format!(
+                "the Rust target is missing ({error}); run: rustup target add {IMAGE_TARGET}"
+            );
+            Lacking(words).into()
         })
 }
 
@@ -83,12 +88,12 @@ fn packages(sh: &Shell) -> Result<()> {
     }
     let list = missing.join(" ");
     if !is_program("apt-get") {
-        bail!("this machine lacks what these packages of Debian have: {list}");
+        let words = format!("this machine lacks what these packages of Debian have: {list}");
+        return Err(Lacking(words).into());
     }
-    let by_hand =
-        format!("sudo apt-get update && sudo apt-get install --no-install-recommends -y {list}");
+    let by_hand = by_hand(&list, is_program("sudo"));
     let Some(apt_get) = apt_get_as_root(sh)? else {
-        bail!("packages are missing; run: {by_hand}");
+        return Err(Lacking(format!("packages are missing; run: {by_hand}")).into());
     };
     let (program, before) = apt_get.split_first().expect("it names a program");
     eprintln!("== installing packages: {list}");
@@ -102,6 +107,16 @@ fn packages(sh: &Shell) -> Result<()> {
     match NEEDS.iter().find(|(need, _)| !is_there(need)) {
         None => Ok(()),
         Some((need, package)) => bail!("{package} is installed, but {need} is not there"),
+    }
+}
+
+/// The one line that installs packages, for whoever can become root.
+fn by_hand(list: &str, sudo: bool) -> String {
+    let install = format!("apt-get update && apt-get install --no-install-recommends --yes {list}");
+    if sudo {
+        format!("sudo sh -c '{install}'")
+    } else {
+        format!("su --login --command '{install}'")
     }
 }
 
@@ -149,5 +164,15 @@ mod tests {
         assert!(is_there("sh"));
         assert!(!is_there("/etc/no-such-file"));
         assert!(!is_there("no-such-program"));
+    }
+
+    #[test]
+    fn what_is_to_be_run_by_hand_is_one_line_for_those_with_and_without_sudo() {
+        let install = "apt-get update && apt-get install --no-install-recommends --yes a b";
+        assert_eq!(by_hand("a b", true), format!("sudo sh -c '{install}'"));
+        assert_eq!(
+            by_hand("a b", false),
+            format!("su --login --command '{install}'")
+        );
     }
 }

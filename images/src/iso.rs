@@ -10,6 +10,8 @@ use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 use xshell::{Shell, cmd};
 
+use crate::retention;
+
 /// Debian's packages with the tools: GRUB's own for both firmwares, and what `grub-mkrescue` calls.
 pub const PACKAGES: &[&str] = &[
     "grub-common",
@@ -78,6 +80,7 @@ pub fn build(contents: &Contents, cache: &Path) -> Result<PathBuf> {
     let hash: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
     let iso = cache.join(format!("hypervisor-{}.iso", &hash[..16]));
     if iso.exists() {
+        retention::mark_used(&iso).with_context(|| format!("cannot stamp {}", iso.display()))?;
         return Ok(iso);
     }
     fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))?;

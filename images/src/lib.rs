@@ -8,4 +8,5 @@
 pub mod guest;
 pub mod hypervisor;
 pub mod iso;
+mod retention;
 pub mod standalone;

@@ -25,7 +25,10 @@ impl Client {
     pub fn connect(base: &Path, name: &str) -> Result<Self> {
         let folder = base.join(name);
         if !folder.exists() || !run_folder::is_running(&folder)? {
-            bail!("no lab \"{name}\" is running here; `elab up --name {name}` starts one");
+            bail!(
+                "no lab \"{name}\" is running here; `elab up --name {name}` starts one{}",
+                others(base)
+            );
         }
         let socket = folder.join("lab.sock");
         let stream = UnixStream::connect(&socket).with_context(|| {
@@ -66,5 +69,23 @@ impl Client {
             Ok(Response::Error { message }) => Err(anyhow!(message)),
             Err(_) => bail!("the lab ended before it answered"),
         }
+    }
+}
+
+/// Which labs one could have meant.
+fn others(base: &Path) -> String {
+    let Ok(folders) = std::fs::read_dir(base) else {
+        return String::new();
+    };
+    let mut names: Vec<_> = folders
+        .flatten()
+        .filter(|folder| run_folder::is_running(&folder.path()).unwrap_or(false))
+        .map(|folder| format!("--name {}", folder.file_name().display()))
+        .collect();
+    names.sort();
+    if names.is_empty() {
+        String::new()
+    } else {
+        format!("; running are: {}", names.join(", "))
     }
 }

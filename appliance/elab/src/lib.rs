@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod endpoint;
 pub mod entropy;
 pub mod interrupt;
+pub mod join;
 pub mod journal;
 pub mod lab;
 pub mod network;

@@ -58,7 +58,10 @@ impl Process {
         std::thread::Builder::new()
             .name(format!("{name} process"))
             .spawn(move || {
-                let child = match command.spawn() {
+                let spawned = command.spawn();
+                // What the child alone is to hold is closed here.
+                drop(command);
+                let child = match spawned {
                     Ok(child) => child,
                     Err(error) => {
                         // The caller waits for this below.

@@ -32,8 +32,7 @@ fn a_session_lives_through_migrations() {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-    // 1: a probe's datagram may be lost on a machine that is too busy to emulate the guest.
-    assert!(matches!(output.status.code(), Some(0 | 1)), "{said}");
+    assert_eq!(output.status.code(), Some(0), "{said}");
     let text =
         std::fs::read_to_string(&json).unwrap_or_else(|error| panic!("no report: {error}\n{said}"));
     let report: serde_json::Value = serde_json::from_str(&text).unwrap();

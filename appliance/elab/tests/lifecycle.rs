@@ -1,58 +1,28 @@
 //! Labs with hosts that are no hypervisors: what starts and what is left of it, however the lab ends.
 //!
-//! A host is a `sleep` here. Labs that are ended by signals are in `signals.rs`.
+//! Labs that are ended by signals are in `signals.rs`.
+
+mod stand_in;
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use elab::client::Client;
-use elab::lab::{HostSpec, Lab, LabConfig, Launcher, MachineFacts};
+use elab::lab::{HostSpec, Lab, Launcher};
 use lab_protocol::{Command as LabCommand, Event, LinkFault, Record};
-use nix::unistd::Pid;
 
-/// Nothing here takes long; a test that waits this long has failed.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-struct Sleeper;
-
-impl Launcher for Sleeper {
-    fn command(&self, _: &HostSpec, folder: &Path) -> Command {
-        let mut command = Command::new("sleep");
-        command.arg("1000").current_dir(folder);
-        command
-    }
-}
+use stand_in::{PATIENCE, Sleeper, config, eventually, power_on, processes, runs};
 
 /// A host that ends at once.
 struct Mayfly;
 
 impl Launcher for Mayfly {
-    fn command(&self, _: &HostSpec, _: &Path) -> Command {
+    fn command(&self, _: &HostSpec, _: &Path) -> std::io::Result<Command> {
         let mut command = Command::new("sh");
         command.args(["-c", "echo no such machine >&2; exit 7"]);
-        command
+        Ok(command)
     }
-}
-
-fn config(base: &Path, launcher: Box<dyn Launcher>) -> LabConfig {
-    LabConfig {
-        name: "test".into(),
-        base: base.into(),
-        hosts: 2,
-        host_memory_mib: 256,
-        launcher,
-        storage: None,
-        vms: Vec::new(),
-        seed: 1,
-        capture: false,
-        facts: MachineFacts::default(),
-    }
-}
-
-fn power_on(host: &str) -> LabCommand {
-    LabCommand::HostPowerOn { host: host.into() }
 }
 
 fn records(base: &Path) -> Vec<Record> {
@@ -60,34 +30,6 @@ fn records(base: &Path) -> Vec<Record> {
     text.lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect()
-}
-
-/// Children of a lab, from its own list.
-fn processes(base: &Path) -> Vec<Pid> {
-    let text = std::fs::read_to_string(base.join("test/processes.json")).unwrap();
-    let list: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let pid = |entry: &serde_json::Value| {
-        Pid::from_raw(i32::try_from(entry["pid"].as_i64().unwrap()).unwrap())
-    };
-    list.as_array().unwrap().iter().map(pid).collect()
-}
-
-/// Whether a process runs. One that has ended but that nobody has waited for does not.
-fn runs(pid: Pid) -> bool {
-    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => !stat
-            .rsplit_once(')')
-            .is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')),
-        Err(_) => false,
-    }
-}
-
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 #[test]
@@ -250,6 +192,10 @@ fn links_are_set_listed_and_healed_over_the_socket() {
         ["h1:mgmt>"],
         "a refused fault changes nothing"
     );
+    let error = Client::connect(base.path(), "tset")
+        .unwrap_err()
+        .to_string();
+    assert!(error.ends_with("; running are: --name test"), "{error}");
     lab.stop("test").unwrap();
     assert!(Client::connect(base.path(), "test").is_err());
 }

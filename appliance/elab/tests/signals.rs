@@ -3,18 +3,18 @@
 //! This program is both the test and, started anew with `ELAB_TEST_LAB`, the lab that gets the signals. It has no test
 //! harness, whose main thread would take the signals first.
 
+mod stand_in;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use elab::interrupt::Interrupts;
-use elab::lab::{HostSpec, Lab, LabConfig, Launcher, MachineFacts};
-use lab_protocol::{Command as LabCommand, Event, Record};
+use elab::lab::Lab;
+use lab_protocol::{Event, Record};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Nothing here takes long; a test that waits this long has failed.
-const PATIENCE: Duration = Duration::from_secs(20);
+use stand_in::{Sleeper, eventually, power_on, processes, runs};
 
 fn main() {
     match std::env::var_os("ELAB_TEST_LAB") {
@@ -63,43 +63,14 @@ fn a_killed_lab_leaves_nothing_behind() {
         !hosts.iter().any(|host| runs(*host))
     });
     // Its folder is free; its sockets and its list are no obstacle.
-    let next = Lab::start(config(base.path())).unwrap();
+    let next = Lab::start(stand_in::config(base.path(), Box::new(Sleeper))).unwrap();
     next.execute(&power_on("h1")).unwrap();
     next.stop("test").unwrap();
 }
 
-struct Sleeper;
-
-impl Launcher for Sleeper {
-    fn command(&self, _: &HostSpec, _: &Path) -> Command {
-        let mut command = Command::new("sleep");
-        command.arg("1000");
-        command
-    }
-}
-
-fn config(base: &Path) -> LabConfig {
-    LabConfig {
-        name: "test".into(),
-        base: base.into(),
-        hosts: 2,
-        host_memory_mib: 256,
-        launcher: Box::new(Sleeper),
-        storage: None,
-        vms: Vec::new(),
-        seed: 1,
-        capture: false,
-        facts: MachineFacts::default(),
-    }
-}
-
-fn power_on(host: &str) -> LabCommand {
-    LabCommand::HostPowerOn { host: host.into() }
-}
-
 fn be_a_lab(base: &Path) {
     let interrupts = Interrupts::take().unwrap();
-    let lab = Lab::start(config(base)).unwrap();
+    let lab = Lab::start(stand_in::config(base, Box::new(Sleeper))).unwrap();
     let stopper = lab.stopper();
     interrupts.on_interrupt(move || stopper.stop());
     lab.execute(&power_on("h1")).unwrap();
@@ -124,32 +95,4 @@ fn start(base: &Path) -> Child {
 
 fn pid_of(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).unwrap())
-}
-
-/// Children of a lab, from its own list.
-fn processes(base: &Path) -> Vec<Pid> {
-    let text = std::fs::read_to_string(base.join("test/processes.json")).unwrap();
-    let list: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let pid = |entry: &serde_json::Value| {
-        Pid::from_raw(i32::try_from(entry["pid"].as_i64().unwrap()).unwrap())
-    };
-    list.as_array().unwrap().iter().map(pid).collect()
-}
-
-/// Whether a process runs. One that has ended but that nobody has waited for does not.
-fn runs(pid: Pid) -> bool {
-    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => !stat
-            .rsplit_once(')')
-            .is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')),
-        Err(_) => false,
-    }
-}
-
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }

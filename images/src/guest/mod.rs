@@ -30,6 +30,7 @@ pub use layout::{Exported, SR_UUID, VDI_UUID, export};
 pub use packages::TOOLS;
 pub use plain_qemu::PlainQemu;
 
+use crate::retention;
 use manifest::Manifest;
 
 /// Packages of the guest; what they depend on comes with them.
@@ -113,7 +114,12 @@ pub fn build(cache: &Path, progress: &dyn Fn(&str)) -> Result<SessionGuest> {
     let _lock = lock(cache, progress)?;
     if folder.exists() {
         match Manifest::read(&folder).and_then(|manifest| manifest.verify(&folder)) {
-            Ok(()) => return Ok(SessionGuest::in_folder(&folder)),
+            Ok(()) => {
+                retention::mark_used(&folder)
+                    .with_context(|| format!("cannot stamp {}", folder.display()))?;
+                remove_old(cache)?;
+                return Ok(SessionGuest::in_folder(&folder));
+            }
             Err(error) => {
                 progress(&format!(
                     "session guest: the cached one is damaged, building anew: {error:#}"
@@ -133,7 +139,17 @@ pub fn build(cache: &Path, progress: &dyn Fn(&str)) -> Result<SessionGuest> {
     fs::create_dir(&result)?;
     build_in(work.path(), &result, &distribution, progress)?;
     fs::rename(&result, &folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    remove_old(cache)?;
     Ok(SessionGuest::in_folder(&folder))
+}
+
+/// Removes guests and bootable images that nobody has used for long. The lock must be held.
+fn remove_old(cache: &Path) -> Result<()> {
+    for prefix in ["session-", "hypervisor-"] {
+        retention::remove_old(cache, prefix)
+            .with_context(|| format!("cannot remove old images in {}", cache.display()))?;
+    }
+    Ok(())
 }
 
 /// One build at a time in a cache: whoever comes second finds the first one's result. The lock ends with the file.

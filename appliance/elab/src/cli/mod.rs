@@ -188,7 +188,7 @@ pub enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Power of the hosts
+    /// List the hosts, switch them on and off, freeze them
     Host {
         /// Which lab
         #[command(flatten)]
@@ -217,7 +217,7 @@ pub enum Action {
         #[arg(default_value = "session")]
         vm: String,
     },
-    /// Faults of the network links
+    /// List the faults of network links, set and heal them
     Link {
         /// Which lab
         #[command(flatten)]
@@ -226,7 +226,7 @@ pub enum Action {
         #[command(subcommand)]
         action: LinkAction,
     },
-    /// The storage server
+    /// Freeze, kill and start the storage server
     Sr {
         /// Which lab
         #[command(flatten)]
@@ -298,6 +298,12 @@ pub struct DemoName {
 /// `elab host ...`
 #[derive(Clone, Debug, Subcommand)]
 pub enum HostAction {
+    /// List the hosts: power, whether they answer, memory, storage
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Switch a host on
     PowerOn {
         /// The host
@@ -310,6 +316,11 @@ pub enum HostAction {
     },
     /// Cut its power without warning
     Pull {
+        /// The host
+        host: String,
+    },
+    /// Cut its power and switch it on again at once
+    Reset {
         /// The host
         host: String,
     },

@@ -15,9 +15,8 @@ use crate::assembly::{self, Choices, GUEST};
 use crate::client::Client;
 use crate::interrupt::{self, Interrupts};
 use crate::lab::Lab;
-use crate::network::SESSION;
 use crate::run_folder::{self, RUNS};
-use crate::{bench, console, demo, doctor};
+use crate::{bench, console, demo, doctor, join};
 
 /// Firmware, GRUB and our own boot, on a busy machine under emulation.
 const HOST_PATIENCE: Duration = Duration::from_secs(60);
@@ -61,7 +60,10 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         }
         Action::Down { which } => down(&which),
         Action::Status { which, json } => show(&which, json, "", status::status),
-        Action::Host { which, action } => tell(&which, &host_command(action)),
+        Action::Host { which, action } => match host_command(action) {
+            Ok(command) => tell(&which, &command),
+            Err(json) => show(&which, json, "/hosts", status::hosts),
+        },
         Action::Vm { which, action } => match vm_command(action) {
             Ok(command) => tell(&which, &command),
             Err(json) => show(&which, json, "/vms", status::vms),
@@ -96,14 +98,17 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     }
 }
 
-fn host_command(action: HostAction) -> Command {
-    match action {
+/// The command, or for a list whether as JSON.
+fn host_command(action: HostAction) -> Result<Command, bool> {
+    Ok(match action {
+        HostAction::List { json } => return Err(json),
         HostAction::PowerOn { host } => Command::HostPowerOn { host },
         HostAction::PowerOff { host } => Command::HostPowerOff { host },
         HostAction::Pull { host } => Command::HostPull { host },
+        HostAction::Reset { host } => Command::HostReset { host },
         HostAction::Freeze { host } => Command::HostFreeze { host },
         HostAction::Thaw { host } => Command::HostThaw { host },
-    }
+    })
 }
 
 /// The command, or for a list whether as JSON.
@@ -119,9 +124,15 @@ fn vm_command(action: VmAction) -> Result<Command, bool> {
 }
 
 fn tell(which: &Which, command: &Command) -> Result<ExitCode> {
+    let begun = Instant::now();
     let value = Client::connect(Path::new(RUNS), &which.name)?.execute(command)?;
-    if !value.is_null() {
-        println!("{value}");
+    if let (Command::VmMigrate { vm, to, .. }, Some(number)) =
+        (command, value["migration"].as_u64())
+    {
+        println!(
+            "{vm} runs on {to}: migration {number}, {:.1} s",
+            begun.elapsed().as_secs_f64()
+        );
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -254,32 +265,14 @@ fn up(which: &Which, build: &Build, hosts: u8, no_guest: bool) -> Result<ExitCod
         other => other?,
     };
     if !no_guest {
-        let port = forward_ssh(&lab)?;
-        progress(&format!(
-            "join the guest: ssh -p {port} -i {} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null root@127.0.0.1",
-            artifacts.guest.ssh_key.display()
-        ));
+        let command = join::by_ssh(&lab, &artifacts)?;
+        progress(&format!("join the guest: {command}"));
     }
     progress("the lab is up; Ctrl-C or `elab down` ends it");
     lab.wait_until_told_to_stop();
     progress("ending");
     lab.stop("told to")?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Opens a port on loopback that leads to the guest's SSH server.
-fn forward_ssh(lab: &Lab) -> Result<u16> {
-    let listener =
-        std::net::TcpListener::bind("127.0.0.1:0").context("no port on loopback is free")?;
-    let port = listener
-        .local_addr()
-        .context("the port has no number")?
-        .port();
-    let guest = std::net::SocketAddrV4::new(SESSION.guest_address(1), 22);
-    lab.client()
-        .forward(listener, guest)
-        .context("cannot forward the port")?;
-    Ok(port)
 }
 
 /// Starts the same command without `--detach` in the background and returns when its lab is up.

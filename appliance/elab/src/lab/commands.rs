@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
-use host_protocol::VmState;
+use host_protocol::{NegativeControls, VmState};
 use lab_protocol::{Command, Event, LinkFault};
 use serde_json::{Value, json};
 use switch::Direction;
@@ -30,7 +30,7 @@ impl Inner {
             Command::VmShutdown { vm } => self.vm_shutdown(vm)?,
             Command::VmDestroy { vm } => self.vm_destroy(vm)?,
             Command::VmMigrate { vm, to, verify } => {
-                let number = self.vm_migrate(vm, to, *verify)?;
+                let number = self.vm_migrate(vm, to, *verify, NegativeControls::default())?;
                 return Ok(json!({ "migration": number }));
             }
             Command::VmMigrateCancel { vm } => self.vm_migrate_cancel(vm)?,
@@ -67,6 +67,7 @@ impl Inner {
             .map(|link| {
                 json!({
                     "link": link_name(&link.port, &link.network, link.direction),
+                    "words": fault_words(&link.fault),
                     "fault": link.fault,
                 })
             })

@@ -23,7 +23,7 @@ use crate::process::Process;
 /// A host that was asked to power off has so long before its plug is pulled.
 const POWER_OFF_PATIENCE: Duration = Duration::from_secs(15);
 /// Why a VM stopped with its host.
-const LOST_POWER: &str = "its host lost power";
+pub(super) const LOST_POWER: &str = "its host lost power";
 /// Time between two tries to reach a host that refuses.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
@@ -90,7 +90,10 @@ impl Inner {
         let log = self.folder.file(&format!("{host}.qemu.log"));
         let log =
             fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        let mut command = self.launcher.command(&spec, self.folder.path());
+        let mut command = self
+            .launcher
+            .command(&spec, self.folder.path())
+            .with_context(|| format!("cannot prepare {host}'s machine"))?;
         command.stdin(Stdio::null());
         command.stdout(log.try_clone().context("cannot share the log")?);
         command.stderr(log);
@@ -573,6 +576,32 @@ mod tests {
         assert!(
             error.contains("h1 does not answer") || error.contains("on h2"),
             "{error}"
+        );
+    }
+
+    #[test]
+    fn a_guest_that_was_handed_to_a_host_without_power_is_halted() {
+        let base = tempfile::tempdir().unwrap();
+        let lab = lab(base.path(), &[("guest", "h1")]);
+        lab.inner.update(|state| {
+            state.vms.get_mut("guest").unwrap().migration = Some(crate::lab::state::Move {
+                from: "h1".into(),
+                to: "h2".into(),
+            });
+        });
+        lab.execute(&LabCommand::HostPull { host: "h2".into() })
+            .unwrap();
+        connected(&lab, "h1", status(&[]), |fake| {
+            fake.report(HostEvent::Stopped {
+                vm: [1; 16],
+                reason: host_protocol::StopReason::Migrated,
+            });
+            assert!(fake.serve_until(|fake| fake.asked == 1));
+        });
+        let lost = vms(&lab);
+        assert_eq!(
+            (&lost[0]["state"], &lost[0]["stopped"]),
+            (&"halted".into(), &LOST_POWER.into())
         );
     }
 }

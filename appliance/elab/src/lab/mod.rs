@@ -15,6 +15,7 @@ mod test_lab;
 mod translate;
 mod vms;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
@@ -22,8 +23,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use host_protocol::VmConfig;
 use host_protocol::auth::PoolKey;
+use host_protocol::{NegativeControls, VmConfig};
 use lab_protocol::Event;
 use switch::{LabClock, Noticed, Switch, SwitchConfig, SwitchNotice};
 
@@ -39,8 +40,12 @@ pub use storage::StorageProgram;
 
 /// Builds the command that is a host: QEMU, or a stand-in in tests.
 pub trait Launcher: Send + Sync {
-    /// The command; it runs in `folder`, where the host's settings are in `<name>.conf`.
-    fn command(&self, host: &HostSpec, folder: &Path) -> Command;
+    /// The command; it runs in `folder`, where the host's settings are in `<name>.conf` and the switch listens for its
+    /// cards.
+    ///
+    /// # Errors
+    /// When the system lacks what the command needs.
+    fn command(&self, host: &HostSpec, folder: &Path) -> io::Result<Command>;
 }
 
 /// A host of the lab.
@@ -218,6 +223,20 @@ impl Lab {
     /// In words for people.
     pub fn execute(&self, command: &lab_protocol::Command) -> Result<serde_json::Value> {
         self.inner.execute(command)
+    }
+
+    /// Migrates without some of the protections, for a test that shows what these protect from.
+    ///
+    /// # Errors
+    /// As the command's.
+    pub fn migrate_without(
+        &self,
+        vm: &str,
+        to: &str,
+        verify: bool,
+        controls: NegativeControls,
+    ) -> Result<u32> {
+        self.inner.vm_migrate(vm, to, verify, controls)
     }
 
     /// Powers all hosts on and waits until their control services answer.

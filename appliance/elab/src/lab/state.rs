@@ -129,6 +129,12 @@ impl State {
         }
     }
 
+    pub(crate) fn hosts_without_power(&self) -> Vec<String> {
+        let off = |(_, host): &(&String, &Host)| host.power == Power::Off;
+        let names = self.hosts.iter().filter(off);
+        names.map(|(name, _)| name.clone()).collect()
+    }
+
     /// The VM with this identity.
     pub(crate) fn vm_by_id(&mut self, id: VmId) -> Option<(&str, &mut Vm)> {
         self.vms

@@ -14,10 +14,10 @@ use super::{HostSpec, Lab, LabConfig, Launcher, MachineFacts};
 struct Sleeper;
 
 impl Launcher for Sleeper {
-    fn command(&self, _: &HostSpec, _: &Path) -> Command {
+    fn command(&self, _: &HostSpec, _: &Path) -> std::io::Result<Command> {
         let mut command = Command::new("sleep");
         command.arg("1000");
-        command
+        Ok(command)
     }
 }
 

@@ -6,6 +6,7 @@ use host_protocol::{Command, HostEvent, HostStatus, StopReason, VmId, VmState};
 use lab_protocol::{Event, Phase, Role};
 
 use super::Inner;
+use super::hosts::LOST_POWER;
 use crate::control::Heard;
 use crate::entropy::hex;
 
@@ -103,6 +104,7 @@ impl Inner {
                     }
                 }
                 HostEvent::Stopped { vm, reason } => {
+                    let without_power = state.hosts_without_power();
                     let (vm, entry) = state.vm_by_id(vm)?;
                     let words = stop_words(&reason);
                     if entry.host.as_ref() == Some(&host) {
@@ -111,6 +113,10 @@ impl Inner {
                             (StopReason::Migrated, Some(migration)) => {
                                 entry.host = Some(migration.to.clone());
                                 entry.state = VmState::Starting;
+                                if without_power.contains(&migration.to) {
+                                    entry.state = VmState::Halted;
+                                    entry.stopped = Some(LOST_POWER.into());
+                                }
                             }
                             _ => {
                                 entry.state = VmState::Halted;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use host_protocol::{Command, MigrationConfig, VmId, VmState};
+use host_protocol::{Command, MigrationConfig, NegativeControls, VmId, VmState};
 use lab_protocol::Event;
 
 use super::Inner;
@@ -105,7 +105,13 @@ impl Inner {
     }
 
     /// Moves a VM; gives the migration's number.
-    pub(crate) fn vm_migrate(self: &Arc<Self>, vm: &str, to: &str, verify: bool) -> Result<u32> {
+    pub(crate) fn vm_migrate(
+        self: &Arc<Self>,
+        vm: &str,
+        to: &str,
+        verify: bool,
+        controls: NegativeControls,
+    ) -> Result<u32> {
         let (id, from) = self.running(vm)?;
         let destination = self.spec(to)?.number;
         if from == to {
@@ -140,6 +146,7 @@ impl Inner {
         });
         let config = MigrationConfig {
             verify,
+            controls,
             ..MigrationConfig::default()
         };
         let patience = Duration::from_millis(config.timeout_ms.into()) + PATIENCE;
@@ -150,7 +157,9 @@ impl Inner {
         };
         let result = match source.call(command, patience) {
             Ok(_) => self.wait_for_arrival(vm, to, PATIENCE).map_err(|error| {
-                error.context(format!("{from} let go, but {to} does not say that it runs"))
+                error.context(format!(
+                    "{from} handed the guest over, but {to} does not say that it runs"
+                ))
             }),
             // Past the commit point the guest is the destination's, whatever becomes of the source.
             Err(CallError::Disconnected(_)) => self
@@ -197,10 +206,17 @@ impl Inner {
     fn wait_for_arrival(&self, vm: &str, to: &str, patience: Duration) -> Result<()> {
         let arrived = self.wait(patience, |state| {
             let entry = &state.vms[vm];
-            (entry.host.as_deref() == Some(to) && entry.state == VmState::Running).then_some(())
+            match (entry.host.as_deref() == Some(to), entry.state) {
+                (true, VmState::Running) => Some(Ok(())),
+                (true, VmState::Halted) => Some(Err(entry.stopped.clone().unwrap_or_default())),
+                _ => None,
+            }
         });
         match arrived {
-            Ok(()) => Ok(()),
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(why)) => {
+                bail!("it is off there ({why}); start it with: elab vm start {vm} --host HOST")
+            }
             Err(GaveUp::Stopping) => bail!("interrupted"),
             Err(GaveUp::Deadline) => bail!("no sign of it within {} s", patience.as_secs()),
         }
