@@ -4,10 +4,8 @@ mod support;
 
 use std::{
     collections::HashMap,
-    io::{self, BufRead, BufReader},
-    net::{SocketAddr, TcpStream},
-    path::Path,
-    process::{Child, Command, Stdio},
+    io,
+    net::TcpStream,
     time::{Duration, Instant},
 };
 
@@ -17,47 +15,10 @@ use nfs3::{
     lease::{Owner, Take, TakeArgs},
     nfs::{Commit, CommitArgs, Read, ReadArgs, Write, WriteArgs},
 };
-use support::{Calls, power::fast_directory};
+use support::{Calls, power::fast_directory, program::Program};
 
 const BLOCK: usize = 4096;
 const BLOCKS: u64 = 64;
-
-struct Program {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Program {
-    fn start(directory: &Path, listen: &str) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_nfs-sr"))
-            .arg("serve")
-            .arg(directory)
-            .args(["--listen", listen])
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("start");
-        let stdout = child.stdout.take().expect("piped");
-        let line = BufReader::new(stdout)
-            .lines()
-            .next()
-            .expect("a line")
-            .expect("UTF-8");
-        let ready: serde_json::Value = serde_json::from_str(&line).expect("JSON");
-        let address = ready["tcp"]
-            .as_str()
-            .expect("an address")
-            .parse()
-            .expect("an address");
-        Self { child, address }
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        self.child.kill().expect("kill");
-        self.child.wait().expect("reaped");
-    }
-}
 
 /// What a client knows, over all lives of the server.
 struct Host {
@@ -250,7 +211,7 @@ impl Host {
 #[test]
 fn a_hundred_kills_lose_nothing() {
     let dir = fast_directory();
-    let mut program = Program::start(dir.path(), "127.0.0.1:0");
+    let mut program = Program::on(dir.path(), "127.0.0.1:0", &[]);
     let listen = program.address.to_string();
     let mut client = Client::new(support::connect(program.address));
     let root = client.root();
@@ -270,7 +231,7 @@ fn a_hundred_kills_lose_nothing() {
     let mut longest = Duration::ZERO;
     for kill in 0..100u64 {
         // The moment of the kill is chosen by a thread that knows nothing of what the client does.
-        let pid = rustix::process::Pid::from_child(&program.child);
+        let pid = program.pid();
         let killer = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(5 + kill * 7 % 31));
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
@@ -279,8 +240,8 @@ fn a_hundred_kills_lose_nothing() {
         killer.join().expect("the killer does not fail");
         ended.expect_err("the server was killed");
         let died = Instant::now();
-        program.child.wait().expect("reaped");
-        program = Program::start(dir.path(), &listen);
+        program.wait();
+        program = Program::on(dir.path(), &listen, &[]);
         client = Client::new(support::connect(program.address));
         longest = longest.max(died.elapsed());
     }

@@ -51,14 +51,19 @@ impl Program {
         }
     }
 
-    pub fn id(&self) -> u32 {
-        self.child.id()
+    pub fn pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(&self.child)
+    }
+
+    /// Until it has ended.
+    pub fn wait(&mut self) {
+        self.child.wait().expect("reaped");
     }
 
     /// Most memory that was ever in use, in MiB.
     pub fn peak_mib(&self) -> u64 {
         let status =
-            std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("it runs");
+            std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
         let line = status
             .lines()
             .find(|line| line.starts_with("VmHWM"))
@@ -74,6 +79,6 @@ impl Program {
 impl Drop for Program {
     fn drop(&mut self) {
         self.child.kill().expect("kill");
-        self.child.wait().expect("reaped");
+        self.wait();
     }
 }
