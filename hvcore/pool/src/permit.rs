@@ -216,7 +216,8 @@ impl Pool {
         let streak = if worked > last + STREAK_NS {
             worked
         } else {
-            first
+            // The host for which it worked last may be gone.
+            first.min(worked)
         };
         self.permit.others_storage = Some((streak, worked));
         if worked - streak >= self.config.timing.storage_ms * MS {

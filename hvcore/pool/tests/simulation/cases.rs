@@ -24,13 +24,17 @@ pub enum Case {
     Busy,
     /// A host stands still for seconds, and goes on.
     Freeze,
+    /// The same while the management network is cut, so that it learns of nothing but by the storage.
+    FreezeApart,
     /// Forged, repeated and foreign heartbeats, damaged slots, clocks that jump; and a pull among them.
     Hostile,
+    /// Clocks are set ahead and back.
+    Clocks,
     /// VMs migrate while hosts are pulled, frozen and cut off.
     Migrations,
 }
 
-pub const CASES: [Case; 9] = [
+pub const CASES: [Case; 11] = [
     Case::Chaos,
     Case::Pull,
     Case::ManagementCut,
@@ -38,7 +42,9 @@ pub const CASES: [Case; 9] = [
     Case::StorageCut,
     Case::Busy,
     Case::Freeze,
+    Case::FreezeApart,
     Case::Hostile,
+    Case::Clocks,
     Case::Migrations,
 ];
 
@@ -147,7 +153,13 @@ impl Run {
             Case::StorageCut => self.storage_cut(),
             Case::Busy => self.busy(),
             Case::Freeze => self.freeze(),
+            Case::FreezeApart => {
+                self.cut_all_links();
+                self.world.longest_boot = 20 * MS;
+                self.freeze()
+            }
             Case::Hostile => self.hostile(),
+            Case::Clocks => self.clocks(),
         })
     }
 
@@ -387,13 +399,28 @@ impl Run {
 
     fn freeze(&mut self) -> Result<(), String> {
         let victim = self.world.executing(VmIndex(0))[0];
+        self.world.storage_delay = self.rng.u64(5 * MS..150 * MS);
         for _ in 0..self.rng.usize(1..3) {
-            let duration = self.rng.u64(SECOND..6 * SECOND);
+            // Often just as long as it takes to be given up.
+            let longest = if self.rng.bool() {
+                1700 * MS
+            } else {
+                6 * SECOND
+            };
+            let duration = self.rng.u64(SECOND..longest);
             self.world.freeze(victim, duration);
             let pause = self.rng.u64(0..2 * SECOND);
             self.pass(duration + pause);
         }
         self.await_all(BOUND, "after a host stood still")
+    }
+
+    fn cut_all_links(&mut self) {
+        for from in 0..self.hosts() {
+            for to in 0..self.hosts() {
+                self.world.link(from, to).cut = true;
+            }
+        }
     }
 
     fn hostile(&mut self) -> Result<(), String> {
@@ -449,6 +476,19 @@ impl Run {
         }
         self.world.overheard = None;
         self.await_all(BOUND, "after a pull among forged heartbeats")
+    }
+
+    fn clocks(&mut self) -> Result<(), String> {
+        let since = self.world.now;
+        for _ in 0..self.rng.usize(1..6) {
+            let host = self.any_host();
+            let by = self.rng.i64(-10_000..10_000);
+            self.world.jump_clock(host, by);
+            let pause = self.rng.u64(100 * MS..2 * SECOND);
+            self.pass(pause);
+        }
+        self.nothing_restarted(since, "when clocks were set")?;
+        self.await_all(SECOND, "after clocks were set")
     }
 
     fn repair(&mut self) {

@@ -1,0 +1,135 @@
+//! Negative controls: with one safeguard off, the simulation must find what it protects from.
+
+use pool::Safeguards;
+
+use crate::cases::{Case, run};
+
+/// Runs `case` with a safeguard off until a run fails with what `expected` names.
+fn breaks(case: Case, off: impl Fn(&mut Safeguards), enforced: bool, expected: &str, seeds: u64) {
+    let mut safeguards = Safeguards::default();
+    off(&mut safeguards);
+    let mut seen = Vec::new();
+    for seed in 0..seeds {
+        match run(case, seed, safeguards, enforced) {
+            Err(why) if why.contains(expected) => {
+                println!("caught after {} runs: {why}", seed + 1);
+                return;
+            }
+            Err(why) => seen.push(why),
+            Ok(_) => {}
+        }
+    }
+    seen.truncate(3);
+    panic!("{seeds} runs did not show \"{expected}\", only {seen:?}");
+}
+
+#[test]
+fn without_the_permit_a_cut_off_host_runs_a_vm_twice() {
+    breaks(Case::Chaos, |it| it.permit = false, true, "at once", 2000);
+}
+
+#[test]
+fn without_the_check_after_a_lapse_a_thawed_host_runs_a_vm_twice() {
+    breaks(
+        Case::Freeze,
+        |it| it.check_after_lapse = false,
+        true,
+        "at once",
+        20_000,
+    );
+}
+
+#[test]
+fn without_looking_again_a_host_that_thaws_just_then_loses_its_vms_while_they_run() {
+    breaks(
+        Case::FreezeApart,
+        |it| it.look_again = false,
+        true,
+        "at once",
+        5000,
+    );
+}
+
+#[test]
+fn without_the_servers_check_two_hosts_write_a_disk() {
+    breaks(
+        Case::Freeze,
+        |it| it.permit = false,
+        false,
+        "two writers",
+        2000,
+    );
+}
+
+#[test]
+fn without_taking_the_lease_first_nothing_restarts() {
+    breaks(
+        Case::Pull,
+        |it| it.fence_first = false,
+        true,
+        "VMs run on",
+        50,
+    );
+}
+
+#[test]
+fn without_succession_a_pulled_coordinator_is_not_replaced() {
+    breaks(
+        Case::Pull,
+        |it| it.succession = false,
+        true,
+        "no VM was restarted",
+        50,
+    );
+}
+
+#[test]
+fn without_the_statefile_a_cut_of_the_network_restarts_vms() {
+    let expected = "while only the management network was cut";
+    breaks(
+        Case::ManagementCut,
+        |it| it.statefile_signs = false,
+        true,
+        expected,
+        50,
+    );
+}
+
+#[test]
+fn without_each_others_word_an_outage_of_the_storage_stops_all() {
+    breaks(
+        Case::Outage,
+        |it| it.peers_vouch = false,
+        true,
+        "the storage failed for all",
+        50,
+    );
+}
+
+#[test]
+fn without_excusing_ones_own_stalls_a_clock_that_is_set_ahead_kills_others() {
+    let expected = "when clocks were set";
+    breaks(
+        Case::Clocks,
+        |it| it.own_stalls_excused = false,
+        true,
+        expected,
+        500,
+    );
+}
+
+#[test]
+fn without_replay_protection_a_dead_host_stays_alive() {
+    breaks(
+        Case::Hostile,
+        |it| it.replay_protection = false,
+        true,
+        "kept a dead host alive",
+        50,
+    );
+}
+
+#[test]
+fn without_the_seal_forged_heartbeats_do_harm() {
+    breaks(Case::Hostile, |it| it.authenticate = false, true, "", 200);
+}
