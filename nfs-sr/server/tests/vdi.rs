@@ -4,11 +4,12 @@ use std::{fs::File, os::unix::fs::FileExt, path::Path, process::Command};
 
 use nfs_sr::sr::{
     chain,
-    image::Image,
+    check::{Problem, Survey, repair},
+    image::{Image, Layer},
     store::Directory,
     vdi::{self, file_name, new_uuid},
 };
-use vhd::DiskKind;
+use vhd::{Batmap, DiskKind};
 
 fn qemu_img_agrees(vhd: &Path, raw: &Path) -> bool {
     let output = Command::new("qemu-img")
@@ -144,4 +145,68 @@ fn disks_are_exchanged_as_vhd() {
     vdi::export_vhd(&store, &file_name(child), &path("out.vhd")).expect("exported");
     assert!(qemu_img_agrees(&path("out.vhd"), &path("in.raw")));
     vdi::export_vhd(&store, &file_name(child), &path("out.vhd")).expect_err("it exists");
+}
+
+/// Blocks that are full are marked where XenServer looks for it, also after a merge, and marks are never believed blindly.
+#[test]
+fn full_blocks_are_marked_and_marks_are_checked() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let store = Directory::new(dir.path());
+    let (disk, other) = (new_uuid(), new_uuid());
+    let name = file_name(disk);
+    vdi::create(&store, disk, 64 << 20, DiskKind::Dynamic).expect("created");
+    for leaf in [disk, disk] {
+        chain::snapshot(&store, leaf, new_uuid()).expect("snapshot");
+    }
+    chain::snapshot(&store, disk, other).expect("snapshot");
+    let mut image = Image::open(&store, &name).expect("a good disk");
+    image.write(2 << 20, &vec![5; 2 << 20]).expect("write");
+    image.write(8 << 20, &[6; 512]).expect("write");
+    image.flush().expect("flush");
+    chain::snapshot(&store, disk, new_uuid()).expect("snapshot");
+    let parent = vdi::info(&store, &name).expect("a good disk").parents[0].clone();
+    let full = |name: &str| -> Vec<u32> {
+        let layer = Layer::open(&store, name).expect("a good disk");
+        layer.disk.batmap().expect("it has one").full().collect()
+    };
+    assert!(full(&parent).is_empty(), "nobody has looked yet");
+    // What only the disk needs is merged, so the full block comes into an older file.
+    for leaf in Survey::take(&store).expect("readable").disks {
+        let uuid = vdi::uuid_of(&leaf.0).expect("a disk");
+        if !leaf.1.footer.hidden && uuid != disk {
+            chain::delete(&store, uuid).expect("deleted");
+        }
+    }
+    chain::collect(&store, &()).expect("collected");
+    assert_eq!(full(&name), [1, 4], "a dynamic disk has no other blocks");
+    let problems = || Survey::take(&store).expect("readable").problems;
+    assert_eq!(problems(), []);
+    let content = || {
+        let mut image = Image::open(&store, &name).expect("a good disk");
+        let mut bytes = vec![0; 1024];
+        image.read(8 << 20, &mut bytes).expect("read");
+        bytes
+    };
+    let before = content();
+    // The batmap lies behind the BAT of 32 entries, its map a sector further.
+    let file = File::options()
+        .write(true)
+        .open(dir.path().join(&name))
+        .expect("there");
+    file.write_all_at(&[0xff], 2048 + 512).expect("write");
+    assert!(
+        matches!(&problems()[..], [Problem::Batmap { .. }]),
+        "{:?}",
+        problems()
+    );
+    assert_eq!(content(), before);
+    assert_eq!(repair(&store).expect("repaired"), []);
+    let mut batmap = Batmap::empty(32);
+    batmap.set(9);
+    file.write_all_at(&batmap.encode(2048), 2048)
+        .expect("write");
+    assert!(matches!(
+        &problems()[..],
+        [Problem::NotFull { block: 9, .. }]
+    ));
 }
