@@ -63,7 +63,7 @@ pub trait PhysicalMemory {
         let mut text = Vec::new();
         while text.len() < COMMAND_LINE_BYTES_MAX {
             let mut byte = [0];
-            self.read(address + text.len() as u64, &mut byte);
+            self.read(address.wrapping_add(text.len() as u64), &mut byte);
             if byte[0] == 0 {
                 break;
             }

@@ -44,21 +44,21 @@ pub fn parse(memory: &impl PhysicalMemory, info: u64) -> Result<BootInfo, BootIn
     };
     let modules = (0..module_count as u64)
         .map(|index| {
-            let entry = module_list + index * MODULE_BYTES;
+            let entry = module_list.wrapping_add(index * MODULE_BYTES);
             let start = memory.read_u64(entry);
             Module {
-                range: start..start.saturating_add(memory.read_u64(entry + 8)),
-                command_line: text(memory.read_u64(entry + 16)),
+                range: start..start.saturating_add(memory.read_u64(entry.wrapping_add(8))),
+                command_line: text(memory.read_u64(entry.wrapping_add(16))),
             }
         })
         .collect();
     let regions: Vec<Region> = (0..region_count as u64)
         .map(|index| {
-            let entry = memory_map + index * REGION_BYTES;
+            let entry = memory_map.wrapping_add(index * REGION_BYTES);
             let start = memory.read_u64(entry);
             Region {
-                range: start..start.saturating_add(memory.read_u64(entry + 8)),
-                usable: memory.read_u32(entry + 16) == TYPE_RAM,
+                range: start..start.saturating_add(memory.read_u64(entry.wrapping_add(8))),
+                usable: memory.read_u32(entry.wrapping_add(16)) == TYPE_RAM,
             }
         })
         .collect();
