@@ -75,18 +75,17 @@ fn main() {
     let mut shown = app(Log::from_bytes(bytes.clone()));
     for key in 1..=6u8 {
         shown.show(tui::app::View::ALL[usize::from(key - 1)]);
-        let frames = (0..REPEATS).map(|turn| {
-            time(|| {
-                shown.update(Input::Tick, turn as u64 * 100_000_000);
-                terminal
-                    .draw(|frame| tui::view::draw(&mut shown, frame))
-                    .expect("it draws");
+        let frames: Vec<Duration> = (0..REPEATS)
+            .map(|turn| {
+                time(|| {
+                    shown.update(Input::Tick, turn as u64 * 100_000_000);
+                    terminal
+                        .draw(|frame| tui::view::draw(&mut shown, frame))
+                        .expect("it draws");
+                })
             })
-        });
-        print(
-            &format!("a frame of {}", shown.view.name()),
-            frames.collect(),
-        );
+            .collect();
+        print(&format!("a frame of {}", shown.view.name()), frames);
     }
 
     let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
