@@ -1,6 +1,6 @@
 //! Small VHDs with small blocks, so that a short run allocates many.
 
-use vhd::{Bat, Bitmap, Disk, DiskKind, Footer, Header, SECTOR, Uuid};
+use vhd::{Bat, Batmap, Bitmap, Disk, DiskKind, Footer, Header, SECTOR, Tables, Uuid};
 
 use crate::support::guest::{Stamp, pattern};
 
@@ -53,8 +53,13 @@ fn sparse(
         parent_name: parent.unwrap_or_default().into(),
         locators: Vec::new(),
     };
-    let mut disk =
-        Disk::sparse(footer.clone(), header.clone(), Bat::empty(entries)).expect("an empty disk");
+    // As XenServer makes them; other programs' disks have no batmap.
+    let batmap = (kind == DiskKind::Differencing).then(|| Batmap::empty(entries));
+    let tables = Tables {
+        bat: Bat::empty(entries),
+        batmap: batmap.clone(),
+    };
+    let mut disk = Disk::sparse(footer.clone(), header.clone(), tables).expect("an empty disk");
     let mut blocks = Vec::new();
     if let Some(stamps) = stamps {
         for block in (0..entries).step_by(3) {
@@ -75,6 +80,10 @@ fn sparse(
     put(0, &footer.encode());
     put(512, &header.encode());
     put(1536, &disk.bat().expect("a sparse disk").encode());
+    if let Some(batmap) = batmap {
+        let at = Batmap::offset(&header);
+        put(at, &batmap.encode(at));
+    }
     for (allocation, data) in blocks {
         put(
             allocation.bitmap_at,
@@ -109,8 +118,11 @@ pub fn check(content: &[u8]) -> Result<(), String> {
         _ => return Ok(()),
     };
     let header = Header::parse(&content[512..1536]).map_err(|why| why.to_string())?;
-    let bat = Bat::parse(&content[1536..], header.bat_entries).map_err(|why| why.to_string())?;
-    let disk = Disk::sparse(footer, header, bat).map_err(|why| why.to_string())?;
+    let tables = Tables::parse(&content[1536..], &header).map_err(|why| why.to_string())?;
+    if tables.batmap.is_none() && footer.kind == DiskKind::Differencing {
+        return Err("the batmap was overwritten".into());
+    }
+    let disk = Disk::sparse(footer, header, tables).map_err(|why| why.to_string())?;
     if disk.footer_at() > content.len() as u64 {
         return Err(format!(
             "a block reaches beyond the file's {} bytes",
