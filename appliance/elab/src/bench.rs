@@ -1,21 +1,32 @@
-//! `elab bench`: what the disk and the network of a guest carry; the demo's migrations follow.
+//! `elab bench`: what an idle lab costs, how long a guest boots, what its disk and network carry; the demo's migrations
+//! follow.
 //!
 //! All is measured on this machine's clock and is worth something on a quiet machine only; every sample is kept, so that
 //! its spread can be seen. What one host does alone is measured in virtual time, by the crate `images`.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use images::guest::PlainQemu;
+use lab_protocol::Command;
 use scenarios::measure::statistics::quantile;
 use scenarios::session::{self, Access, Stream};
 use serde::Serialize;
 
-use crate::assembly::Artifacts;
+use crate::assembly::{Artifacts, GUEST};
 use crate::demo;
 use crate::lab::Lab;
 use crate::network::SESSION;
+
+/// How long an idle lab is watched for one sample.
+const IDLE: Duration = Duration::from_secs(5);
+/// Ticks a second of the times in `/proc/PID/stat`: fixed in Linux's interface (proc(5), `USER_HZ`).
+const TICKS_PER_SECOND: f64 = 100.0;
+/// A guest boots in seconds.
+const BOOT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// RFC 862.
 const ECHO_PORT: u16 = 7;
@@ -58,6 +69,31 @@ pub fn guest(
 ) -> Result<Vec<Measured>> {
     let access = demo::access(artifacts)?;
     let mut measured = Vec::new();
+    progress("an idle lab");
+    let samples = repeat(repeats, || idle_cpu(lab))?;
+    measured.push(Measured::new(
+        "idle lab: its hosts, a guest, storage",
+        "% of a core",
+        samples,
+    ));
+    progress("boots of the guest: on a host, and directly under QEMU");
+    let (mut on_host, mut directly) = (Vec::new(), Vec::new());
+    for _ in 0..repeats {
+        directly.push(PlainQemu::boot(&artifacts.guest)?.boot_time().as_secs_f64());
+        on_host.push(boot(lab)?);
+    }
+    let ratios = on_host
+        .iter()
+        .zip(&directly)
+        .map(|(ours, plain)| ours / plain);
+    let ratios = ratios.collect();
+    measured.push(Measured::new("guest boot on a host", "s", on_host));
+    measured.push(Measured::new(
+        "guest boot directly under QEMU",
+        "s",
+        directly,
+    ));
+    measured.push(Measured::new("guest boot, ratio of the two", "", ratios));
     for (name, command) in [
         (
             "disk read, 1 MiB at a time",
@@ -84,6 +120,70 @@ pub fn guest(
 
 fn repeat(times: u32, mut measure: impl FnMut() -> Result<f64>) -> Result<Vec<f64>> {
     (0..times).map(|_| measure()).collect()
+}
+
+/// Boots the guest again; gives seconds until its session is ready.
+fn boot(lab: &Lab) -> Result<f64> {
+    lab.execute(&Command::VmDestroy { vm: GUEST.into() })?;
+    let begun = Instant::now();
+    lab.execute(&Command::VmStart {
+        vm: GUEST.into(),
+        host: "h1".into(),
+    })?;
+    lab.wait_for_console(GUEST, images::guest::READY, BOOT_PATIENCE)?;
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+/// CPU time of this program and the programs it has started, while nothing happens, in percent of a core.
+fn idle_cpu(lab: &Lab) -> Result<f64> {
+    let (begun, before) = (Instant::now(), cpu_seconds()?);
+    ensure!(!lab.wait_or_stop(IDLE), "interrupted");
+    let used = cpu_seconds()? - before;
+    Ok(100.0 * used / begun.elapsed().as_secs_f64())
+}
+
+fn cpu_seconds() -> Result<f64> {
+    let own = std::process::id();
+    let mut ticks = 0;
+    for entry in fs::read_dir("/proc")
+        .context("cannot list processes")?
+        .flatten()
+    {
+        // One that has ended meanwhile has no times any more.
+        let Ok(text) = fs::read_to_string(entry.path().join("stat")) else {
+            continue;
+        };
+        if let Some(stat) = Stat::parse(&text)
+            && (stat.pid == own || stat.parent == own)
+        {
+            ticks += stat.ticks;
+        }
+    }
+    Ok(ticks as f64 / TICKS_PER_SECOND)
+}
+
+/// Of a process (proc(5), `/proc/PID/stat`).
+#[derive(Debug, PartialEq)]
+struct Stat {
+    pid: u32,
+    parent: u32,
+    /// In user mode and in the kernel.
+    ticks: u64,
+}
+
+impl Stat {
+    fn parse(text: &str) -> Option<Self> {
+        // The name, in parentheses, may hold anything.
+        let (pid, rest) = text.split_once(" (")?;
+        let (_, rest) = rest.rsplit_once(") ")?;
+        let fields: Vec<&str> = rest.split(' ').collect();
+        let ticks = |field: usize| fields.get(field)?.parse::<u64>().ok();
+        Some(Self {
+            pid: pid.parse().ok()?,
+            parent: fields.get(1)?.parse().ok()?,
+            ticks: ticks(11)? + ticks(12)?,
+        })
+    }
 }
 
 /// Runs `dd` in the guest; gives MB/s by the guest's own clock, without the time of logging in.
@@ -146,7 +246,7 @@ pub fn show(measured: &[Measured]) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(
             out,
-            "{:<38} {:>10.1} {:>10.1} {:>10.1}   {}",
+            "{:<38} {:>10.2} {:>10.2} {:>10.2}   {}",
             one.name,
             at(0.0),
             at(0.5),
@@ -160,6 +260,18 @@ pub fn show(measured: &[Measured]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_of_a_process_are_found_behind_any_name() {
+        let text = "42 (a ) b (c) S 7 42 42 0 -1 4194304 9 0 0 0 120 34 5 6 20 0 1 0 99 0 0";
+        let stat = Stat {
+            pid: 42,
+            parent: 7,
+            ticks: 154,
+        };
+        assert_eq!(Stat::parse(text), Some(stat));
+        assert_eq!(Stat::parse("42 (cut off"), None);
+    }
 
     #[test]
     fn the_rate_comes_from_the_guests_own_figures() {

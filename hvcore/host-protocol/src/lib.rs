@@ -99,7 +99,7 @@ pub struct NegativeControls {
 impl Default for MigrationConfig {
     fn default() -> Self {
         Self {
-            stop_pages: 48,
+            stop_pages: 160,
             max_rounds: 30,
             timeout_ms: 60_000,
             rehearse: true,

@@ -32,8 +32,9 @@ use crate::{
     },
 };
 
-/// Bytes made ready for the socket beyond its own buffer.
-const MAX_UNSENT: usize = 256 << 10;
+/// Bytes made ready for the socket beyond its own buffer: what is sent between two turns of the guest, about half a
+/// millisecond's worth.
+const MAX_UNSENT: usize = 64 << 10;
 
 /// A round that leaves more than this share of its predecessor's dirty pages has not got closer.
 const PROGRESS_NUMERATOR: usize = 3;

@@ -58,6 +58,8 @@ impl Inner {
                 entry.state = VmState::Starting;
                 entry.starting = true;
                 entry.stopped = None;
+                // What an earlier run has shown is no sign of this one.
+                entry.console.clear();
             }
         });
         let result = connection.call(Command::Start(config), START_PATIENCE);

@@ -22,7 +22,7 @@ pub(crate) use departure::Departure;
 pub(crate) use rehearsal::Rehearsal;
 
 /// Longest stretch of copying or loading pages while a guest may want the CPU.
-const COPY_NS: u64 = 1_000_000;
+const COPY_NS: u64 = 500_000;
 
 /// How long an ended connection may take to deliver its last words.
 const LINGER_NS: u64 = 2_000_000_000;
