@@ -10,8 +10,8 @@ use serde_json::Value;
 use crate::app::Run;
 use crate::screen::{Output, Screens};
 
-/// The session as an asciicast (version 3: a header line, then lines of [seconds since the line before, code, data]).
-const RECORDING: &str = "session.cast";
+/// Ending of a session's recording: a header line with its size, then a line of [nanoseconds, text] for whatever was printed.
+const RECORDING: &str = ".output.jsonl";
 /// So much of a console is read when one attaches.
 const CONSOLE_TAIL: u64 = 64 * 1024;
 
@@ -72,8 +72,8 @@ impl Tail {
 #[derive(Debug)]
 pub struct Recordings {
     folder: PathBuf,
-    session: Tail,
-    session_ns: u64,
+    /// The first recording that was found.
+    session: Option<Tail>,
     console: Option<(String, Tail)>,
 }
 
@@ -83,8 +83,7 @@ impl Recordings {
     pub fn new(folder: &Path) -> Self {
         Self {
             folder: folder.to_owned(),
-            session: Tail::new(folder.join(RECORDING)),
-            session_ns: 0,
+            session: None,
             console: None,
         }
     }
@@ -95,8 +94,13 @@ impl Recordings {
     /// When a file that is there cannot be read.
     pub fn follow(&mut self, screens: &mut Screens) -> io::Result<Printed> {
         let mut printed = Printed::default();
-        for line in self.session.lines()? {
-            printed.session |= self.take_line(&line, screens);
+        if self.session.is_none() {
+            self.session = find_recording(&self.folder)?.map(Tail::new);
+        }
+        if let Some(session) = &mut self.session {
+            for line in session.lines()? {
+                printed.session |= take_line(&line, screens);
+            }
         }
         if let Some(vm) = screens.attached().map(str::to_owned) {
             if self.console.as_ref().is_none_or(|(known, _)| *known != vm) {
@@ -113,41 +117,44 @@ impl Recordings {
         }
         Ok(printed)
     }
+}
 
-    /// Takes a line of the recording; `true` when it printed.
-    fn take_line(&mut self, line: &str, screens: &mut Screens) -> bool {
-        match serde_json::from_str(line) {
-            Ok(Value::Object(header)) => {
-                let size =
-                    |name: &str| header.get("term").and_then(|term| term.get(name)?.as_u64());
-                if let (Some(columns), Some(rows)) = (size("cols"), size("rows")) {
-                    screens.resize_session(
-                        u16::try_from(rows).unwrap_or(24),
-                        u16::try_from(columns).unwrap_or(80),
-                    );
-                }
-                false
-            }
-            Ok(Value::Array(fields)) => {
-                let (Some(after), Some(code), Some(data)) = (
-                    fields.first().and_then(Value::as_f64),
-                    fields.get(1).and_then(Value::as_str),
-                    fields.get(2).and_then(Value::as_str),
-                ) else {
-                    return false;
-                };
-                self.session_ns += (after.max(0.0) * 1e9) as u64;
-                if code == "o" {
-                    screens.add_session_output(Output {
-                        t_ns: self.session_ns,
-                        bytes: data.as_bytes().to_vec(),
-                    });
-                }
-                code == "o"
-            }
-            // Comments and lines of a later version.
-            _ => false,
+/// The recording of a run's first session, if there is one yet.
+fn find_recording(folder: &Path) -> io::Result<Option<PathBuf>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.to_string_lossy().ends_with(RECORDING) {
+            names.push(path);
         }
+    }
+    Ok(names.into_iter().min())
+}
+
+/// Takes a line of a recording; `true` when it printed.
+fn take_line(line: &str, screens: &mut Screens) -> bool {
+    match serde_json::from_str(line) {
+        Ok(Value::Object(header)) => {
+            let size = |name: &str| u16::try_from(header.get(name)?.as_u64()?).ok();
+            if let (Some(columns), Some(rows)) = (size("columns"), size("rows")) {
+                screens.resize_session(rows, columns);
+            }
+            false
+        }
+        Ok(Value::Array(fields)) => match (
+            fields.first().and_then(Value::as_u64),
+            fields.get(1).and_then(Value::as_str),
+        ) {
+            (Some(t_ns), Some(text)) => {
+                screens.add_session_output(Output {
+                    t_ns,
+                    bytes: text.as_bytes().to_vec(),
+                });
+                true
+            }
+            _ => false,
+        },
+        _ => false,
     }
 }
 
@@ -231,28 +238,24 @@ mod tests {
     #[test]
     fn a_recording_is_followed_as_it_grows() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(RECORDING);
+        let path = folder.path().join(format!("session{RECORDING}"));
         let mut recordings = Recordings::new(folder.path());
         let mut screens = Screens::default();
         assert_eq!(recordings.follow(&mut screens).unwrap(), Printed::default());
 
-        std::fs::write(
-            &path,
-            "{\"version\":3,\"term\":{\"cols\":40,\"rows\":10}}\n[1.5,\"o\",\"mov\"]\n[0.5,\"m\",\"drain\"]\n[0.25,\"o\",\"ie",
-        )
-        .unwrap();
+        let whole = "{\"columns\":40,\"rows\":10}\n[1500,\"mov\"]\n[1750,\"ie\"]\n";
+        let (early, _) = whole.split_at(whole.len() - 5);
+        std::fs::write(&path, early).unwrap();
         assert!(recordings.follow(&mut screens).unwrap().session);
         screens.show_at(None);
         assert_eq!(screens.session().size(), (10, 40));
         assert_eq!(screens.session().contents(), "mov");
 
-        let mut text = std::fs::read_to_string(&path).unwrap();
-        text.push_str("\"]\n");
-        std::fs::write(&path, text).unwrap();
+        std::fs::write(&path, whole).unwrap();
         recordings.follow(&mut screens).unwrap();
-        screens.show_at(Some(2_249_000_000));
+        screens.show_at(Some(1749));
         assert_eq!(screens.session().contents(), "mov");
-        screens.show_at(Some(2_250_000_000));
+        screens.show_at(Some(1750));
         assert_eq!(screens.session().contents(), "movie");
     }
 
