@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod compare;
 pub mod engine;
 pub mod evidence;
 pub mod measure;

@@ -53,7 +53,11 @@ impl Action {
         }
         if let Some(guest) = &step.cancel {
             let vm = guest.get_ref().clone();
-            return self.tell(&Command::VmMigrateCancel { vm });
+            // Too late is no failure: the `outcome` of the migration says what it must come to.
+            return Ok(match self.tell(&Command::VmMigrateCancel { vm }) {
+                Ok(_) => "accepted".into(),
+                Err(error) => format!("refused: {error}"),
+            });
         }
         if let Some(evacuate) = &step.evacuate {
             return self.evacuate(evacuate.host.get_ref(), evacuate.to.get_ref());

@@ -1,5 +1,7 @@
 //! What a run leaves behind, and what is made of it: recordings of sessions, captures, the machine's fingerprint.
 
+pub mod archive;
+mod capture;
 pub mod cast;
 pub mod fingerprint;
 
@@ -7,7 +9,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
-use lab_protocol::Record;
+use lab_protocol::{Event, Record};
 use sha2::{Digest, Sha256};
 
 use crate::verdict::file_system::FileSystem;
@@ -21,6 +23,8 @@ const EXPORT: &str = "export";
 const FILE_SYSTEMS: &str = "file-systems.json";
 /// Ending of a session's recording.
 const RECORDING: &str = ".output.jsonl";
+/// Ending of the capture of a port.
+const CAPTURE: &str = ".pcapng";
 
 /// Makes of a run's raw evidence what people open: a cast of each session, phases in the captures.
 ///
@@ -33,8 +37,24 @@ pub fn finish(folder: &Path, title: &str, records: &[Record]) -> io::Result<()> 
             let cast = recording.asciicast(title, records);
             fs::write(folder.join(format!("{session}.cast")), cast)?;
         }
+        if name.ends_with(CAPTURE) {
+            capture::annotate(&folder.join(&name), &marks_since_1970(records))?;
+        }
     }
     Ok(())
+}
+
+/// Marks of the event log as captures count time.
+fn marks_since_1970(records: &[Record]) -> Vec<(u64, String)> {
+    let start = records.iter().find_map(|record| match record.event {
+        Event::LabStarted { unix_ns, .. } => Some(unix_ns),
+        _ => None,
+    });
+    let start = start.unwrap_or_default();
+    cast::markers(records)
+        .into_iter()
+        .map(|(t_ns, text)| (start + t_ns, text))
+        .collect()
 }
 
 /// Writes down what was found on the guests' disks, so that a run can be judged again.
@@ -67,7 +87,7 @@ pub fn remove_heavy(folder: &Path) -> io::Result<()> {
         fs::remove_dir_all(export)?;
     }
     for name in names(folder)? {
-        if name.ends_with(".pcapng") {
+        if name.ends_with(CAPTURE) {
             fs::remove_file(folder.join(name))?;
         }
     }

@@ -8,6 +8,7 @@ use std::{fs, io};
 use serde::{Deserialize, Serialize};
 
 use super::run::RunReport;
+use super::{junit, markdown, page};
 use crate::evidence::fingerprint::Fingerprint;
 use crate::measure::statistics::Spread;
 use crate::scenario::file::{Expect, Statistic};
@@ -117,7 +118,11 @@ impl Book {
     /// # Errors
     /// When a file cannot be written.
     pub fn write(&self, folder: &Path) -> io::Result<()> {
-        fs::write(folder.join("report.json"), serde_json::to_vec_pretty(self)?)
+        fs::write(folder.join("report.json"), serde_json::to_vec_pretty(self)?)?;
+        fs::write(folder.join("report.html"), page::page(self, folder))?;
+        fs::write(folder.join("report.md"), markdown::text(self))?;
+        let junit = junit::xml(self).map_err(io::Error::other)?;
+        fs::write(folder.join("junit.xml"), junit)
     }
 
     /// All runs.

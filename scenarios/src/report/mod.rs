@@ -5,6 +5,10 @@ pub mod book;
 mod chart;
 mod expectations;
 mod html;
+pub mod junit;
+pub mod markdown;
+mod page;
+mod player;
 pub mod run;
 mod samples;
 pub mod screen;
@@ -30,7 +34,7 @@ use crate::measure::{
 pub const SCHEMA: u32 = 1;
 
 /// What `report.json` holds. Times are milliseconds.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// [`SCHEMA`].
     pub schema: u32,

@@ -21,6 +21,9 @@ pub struct RunReport {
     pub scenario: String,
     /// Its combination of the matrix in words.
     pub variant: String,
+    /// The same for a program: `path=value`.
+    #[serde(default)]
+    pub settings: Vec<String>,
     /// Number among the runs of this variant, from 1.
     pub number: u32,
     /// Seed of all that was left to chance.

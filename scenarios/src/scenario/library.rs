@@ -19,7 +19,27 @@ macro_rules! included {
 }
 
 /// All of them.
-pub const ALL: &[Included] = included!["demo"];
+pub const ALL: &[Included] = included![
+    "demo",
+    "cancel",
+    "crossing",
+    "evacuate",
+    "faster-than-link",
+    "health-moves",
+    "host-freeze",
+    "link-cut",
+    "link-faults",
+    "migrate-dirty",
+    "migrate-disk",
+    "migrate-idle",
+    "migrate-network",
+    "migrate-storage-restart",
+    "power-off-while-moving",
+    "reboot-while-moving",
+    "storage-pause",
+    "storage-restart",
+    "ten-moves",
+];
 
 /// The one of a name.
 #[must_use]

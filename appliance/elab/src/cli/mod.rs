@@ -1,6 +1,7 @@
 //! The command line.
 
 mod arguments;
+mod evidence;
 mod run;
 mod scenario;
 mod status;
@@ -12,6 +13,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 pub use arguments::FaultArguments;
+pub use evidence::{BisectArguments, CompareArguments, Form};
 pub use run::run;
 pub use scenario::{RunArguments, RunOneArguments};
 pub use tui::TuiArguments;
@@ -150,6 +152,39 @@ pub enum Action {
     },
     /// Print the JSON schema of scenario files
     Schema,
+    /// Print the report of results, in the form that is wanted
+    Report {
+        /// Folder of results, or a report.json; the newest results if none is given
+        path: Option<PathBuf>,
+        /// Which form
+        #[arg(long, value_enum, default_value_t = Form::Text)]
+        form: Form,
+    },
+    /// Compare results, programs or hypervisor images: is B worse, better, or the same?
+    ///
+    /// Programs and images are run in turns (A B B A) on this machine. A difference must be unlikely by chance and large
+    /// enough to matter. Exit code 1 says worse, 4 that the runs cannot tell.
+    Compare(CompareArguments),
+    /// Judge a run again by its evidence, and show what happened
+    Replay {
+        /// Folder of a run, or a file made by `elab export-run`
+        run: PathBuf,
+        /// Play the session on this terminal
+        #[arg(long)]
+        play: bool,
+        /// So many times as fast
+        #[arg(long, default_value_t = 1.0, value_name = "TIMES", value_parser = speed)]
+        speed: f64,
+    },
+    /// Put a run into one file that can be sent to others
+    ExportRun {
+        /// Folder of a run
+        run: PathBuf,
+        /// The file; <run>.tar.gz if none is given
+        file: Option<PathBuf>,
+    },
+    /// Find the commit from which on a scenario fails, by git bisect in a work tree of its own
+    Bisect(BisectArguments),
     /// Measure the guest's disk and network, then migrations, with the spread of each
     Bench(BenchArguments),
     /// Start a lab: two hosts, the storage server, the session guest
@@ -238,6 +273,13 @@ pub enum Action {
     /// Serve a storage repository, as `nfs-sr serve` does; a lab starts this program anew for it
     #[command(hide = true)]
     StorageServer(Box<nfs_sr::serve::ServeOptions>),
+}
+
+fn speed(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(speed) if (0.01..=1000.0).contains(&speed) => Ok(speed),
+        _ => Err("a number from 0.01 to 1000".into()),
+    }
 }
 
 /// Arguments of `elab demo`.

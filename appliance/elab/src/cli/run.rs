@@ -9,7 +9,7 @@ use lab_protocol::Command;
 
 use super::{
     Action, BenchArguments, Build, CannotRun, Cli, DEFAULT_DIRTY, DEFAULT_PROBE_HZ, DemoArguments,
-    DemoName, HostAction, LinkAction, SrAction, VmAction, Which, scenario, status,
+    DemoName, HostAction, LinkAction, SrAction, VmAction, Which, evidence, scenario, status,
 };
 use crate::assembly::{self, Choices, GUEST};
 use crate::client::Client;
@@ -40,6 +40,11 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Action::Check { files } => scenario::check(&files),
         Action::List { json, figures } => scenario::list(json, figures),
         Action::Schema => scenario::schema(),
+        Action::Report { path, form } => evidence::report(path, form),
+        Action::Compare(arguments) => evidence::compare(&arguments),
+        Action::Replay { run, play, speed } => evidence::replay(&run, play, speed),
+        Action::ExportRun { run, file } => evidence::export(&run, file),
+        Action::Bisect(arguments) => evidence::bisect(&arguments),
         Action::Bench(arguments) => run_bench(&arguments),
         Action::Up {
             which,

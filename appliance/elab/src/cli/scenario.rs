@@ -408,6 +408,8 @@ pub fn run_one(arguments: RunOneArguments) -> Result<ExitCode> {
     let file = arguments.file.display().to_string();
     let order = Order {
         scenario: scenario::parse_with(&file, &text, &arguments.settings)?,
+        text,
+        settings: arguments.settings,
         variant: arguments.variant,
         name: arguments.name,
         number: arguments.number,

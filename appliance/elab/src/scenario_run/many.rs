@@ -220,6 +220,7 @@ fn lost(job: &Job, ending: &str) -> RunReport {
         schema: SCHEMA,
         scenario: job.title.clone(),
         variant: job.variant.clone(),
+        settings: Vec::new(),
         number: job.number,
         seed: job.seed,
         command: job.command.clone(),

@@ -2,6 +2,8 @@
 //! results lie.
 
 mod adapter;
+pub mod arms;
+pub mod bisect;
 pub mod many;
 pub mod one;
 pub mod results;

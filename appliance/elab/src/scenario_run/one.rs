@@ -34,6 +34,10 @@ const MIB: u64 = 1 << 20;
 pub struct Order {
     /// The scenario, with one combination of its matrix.
     pub scenario: Scenario,
+    /// Text of its file.
+    pub text: String,
+    /// The combination, `path=value`.
+    pub settings: Vec<String>,
     /// That combination in words.
     pub variant: String,
     /// Name of the lab and of its folder.
@@ -289,6 +293,7 @@ fn judge(
         schema: report::book::SCHEMA,
         scenario: order.scenario.name.get_ref().clone(),
         variant: order.variant.clone(),
+        settings: order.settings.clone(),
         number: order.number,
         seed: order.seed,
         command: order.command.clone(),
@@ -303,6 +308,7 @@ fn judge(
         echoes_ms: measured.echoes_ms(),
         measured: Some(measured.report.clone()),
     };
+    std::fs::write(folder.join(SCENARIO_FILE), &order.text).context("cannot write the scenario")?;
     measured.write(folder).context("cannot write the report")?;
     evidence::write_file_systems(folder, &file_systems).context("cannot write evidence")?;
     evidence::finish(folder, &report.scenario, records).context("cannot write evidence")?;
@@ -313,6 +319,48 @@ fn judge(
 
 /// A run's own report in its folder.
 pub const RUN_FILE: &str = "run.json";
+
+/// The scenario's file in a run's folder.
+pub const SCENARIO_FILE: &str = "scenario.toml";
+
+/// Judges a run again by the evidence in its folder; gives what was said of it then, and what is said now.
+///
+/// # Errors
+/// When the folder is none of a run.
+pub fn judge_again(folder: &Path) -> Result<(RunReport, verdict::Judgement, Vec<Record>)> {
+    let read = |name: &str| {
+        let path = folder.join(name);
+        std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    let then: RunReport = serde_json::from_str(&read(RUN_FILE)?).context("run.json is damaged")?;
+    let text = read(SCENARIO_FILE)?;
+    let scenario = scenarios::scenario::parse_with(SCENARIO_FILE, &text, &then.settings)?;
+    let records = read_log(&folder.join("events.jsonl"))?;
+    let consoles: Vec<(String, String)> = scenario
+        .guests
+        .get_ref()
+        .iter()
+        .map(|guest| {
+            let name = guest.name.get_ref().clone();
+            let text =
+                std::fs::read(folder.join(format!("{name}.console.log"))).unwrap_or_default();
+            (name, String::from_utf8_lossy(&text).into_owned())
+        })
+        .collect();
+    let file_systems =
+        evidence::read_file_systems(folder).context("file-systems.json is damaged")?;
+    let measured = report::Run::of(&records, &Limits::default()).report;
+    let now = verdict::judge(
+        &Evidence {
+            scenario: &scenario,
+            records: &records,
+            consoles: &consoles,
+            file_systems: &file_systems,
+        },
+        &measured,
+    );
+    Ok((then, now, records))
+}
 
 fn hash_of_image(artifacts: &Artifacts) -> Result<String> {
     let path = artifacts.boot.path();

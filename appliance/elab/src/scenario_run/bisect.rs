@@ -1,0 +1,205 @@
+//! Which commit broke a scenario: `git bisect` in a work tree of its own, so that the user's stays as it is.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, bail};
+
+/// What to look for.
+#[derive(Clone, Debug)]
+pub struct Search {
+    /// A revision at which the scenario passes.
+    pub good: String,
+    /// One at which it fails.
+    pub bad: String,
+    /// Builds the program, in the work tree.
+    pub build: String,
+    /// The program that was built, below the work tree.
+    pub program: PathBuf,
+    /// The scenario: a file, or a name.
+    pub scenario: String,
+    /// Runs at each revision.
+    pub runs: u32,
+}
+
+/// What a revision came to; `git bisect` knows these three.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    Good,
+    Bad,
+    Skip,
+}
+
+/// Searches the repository in `folder`; gives what git says of the first bad commit.
+///
+/// # Errors
+/// When git refuses, or the search leads nowhere.
+pub fn run(folder: &Path, search: &Search, progress: &dyn Fn(&str)) -> Result<String> {
+    let scratch = tempfile::tempdir().context("no temporary folder can be made")?;
+    let tree = scratch.path().join("tree");
+    git(
+        folder,
+        &[
+            "worktree",
+            "add",
+            "--detach",
+            "--quiet",
+            &tree.display().to_string(),
+            &search.bad,
+        ],
+    )?;
+    let found = bisect(&tree, search, progress);
+    // Git notes work trees: this one is let go of, whatever came.
+    let _ = git(&tree, &["bisect", "reset"]);
+    let removed = git(
+        folder,
+        &["worktree", "remove", "--force", &tree.display().to_string()],
+    );
+    let found = found?;
+    removed?;
+    Ok(found)
+}
+
+fn bisect(tree: &Path, search: &Search, progress: &dyn Fn(&str)) -> Result<String> {
+    git(tree, &["bisect", "start", &search.bad, &search.good])?;
+    loop {
+        let revision = git(tree, &["log", "-1", "--format=%h %s"])?;
+        let word = judge(tree, search)?;
+        progress(&format!("{}: {word:?}", revision.trim()));
+        let said = git(
+            tree,
+            &[
+                "bisect",
+                match word {
+                    Word::Good => "good",
+                    Word::Bad => "bad",
+                    Word::Skip => "skip",
+                },
+            ],
+        )?;
+        if said.contains("is the first bad commit") {
+            return Ok(said.trim().to_owned());
+        }
+        if said.contains("only 'skip'ped commits left") {
+            bail!(
+                "it is one of these, none of which can be judged:\n{}",
+                said.trim()
+            );
+        }
+    }
+}
+
+/// Builds and runs the revision that is checked out.
+fn judge(tree: &Path, search: &Search) -> Result<Word> {
+    let built = Command::new("sh")
+        .args(["-c", &search.build])
+        .current_dir(tree)
+        .output()
+        .context("cannot run a shell")?;
+    if !built.status.success() {
+        return Ok(Word::Skip);
+    }
+    let status = Command::new(tree.join(&search.program))
+        .args(["run", &search.scenario, "-n", &search.runs.to_string()])
+        .current_dir(tree)
+        .output()
+        .map(|output| output.status.code());
+    Ok(match status {
+        Ok(Some(0)) => Word::Good,
+        Ok(Some(1)) => Word::Bad,
+        // It could not run there, or proves nothing.
+        _ => Word::Skip,
+    })
+}
+
+fn git(folder: &Path, arguments: &[&str]) -> Result<String> {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = Command::new("git")
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .context("git cannot be run; install it: sudo apt-get install -y git")?;
+    let said = String::from_utf8_lossy(&stdout).into_owned();
+    // A search that ends among skipped commits ends with an error, and says which.
+    if status.success() || said.contains("only 'skip'ped commits left") {
+        Ok(said)
+    } else {
+        bail!(
+            "git {}: {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&stderr).trim()
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A repository whose program fails from its sixth commit on, and does not build at the fifth.
+    fn repository(folder: &Path) {
+        let run = |arguments: &[&str]| git(folder, arguments).unwrap();
+        run(&["init", "--quiet"]);
+        run(&["config", "user.email", "a@b"]);
+        run(&["config", "user.name", "a"]);
+        for number in 1..=9 {
+            let code = i32::from(number >= 6);
+            let program = format!("#!/bin/sh\n# {number}\nexit {code}\n");
+            std::fs::write(folder.join("source"), program).unwrap();
+            let build = if number == 5 {
+                "exit 1"
+            } else {
+                "cp source program && chmod +x program"
+            };
+            std::fs::write(folder.join("build"), build).unwrap();
+            run(&["add", "."]);
+            run(&["commit", "--quiet", "-m", &format!("commit {number}")]);
+            run(&["tag", &format!("v{number}")]);
+        }
+    }
+
+    fn search(good: &str, bad: &str) -> Search {
+        Search {
+            good: good.into(),
+            bad: bad.into(),
+            build: "sh build".into(),
+            program: "program".into(),
+            scenario: "demo".into(),
+            runs: 1,
+        }
+    }
+
+    #[test]
+    fn the_first_bad_commit_is_found_and_the_repository_left_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        repository(folder.path());
+        let found = run(folder.path(), &search("v1", "v8"), &|_| {}).unwrap();
+        assert!(found.contains("commit 6"), "{found}");
+        assert_eq!(
+            git(folder.path(), &["worktree", "list"])
+                .unwrap()
+                .lines()
+                .count(),
+            1
+        );
+        assert_eq!(git(folder.path(), &["status", "--porcelain"]).unwrap(), "");
+    }
+
+    #[test]
+    fn a_revision_that_does_not_exist_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        repository(folder.path());
+        assert!(run(folder.path(), &search("v1", "v99"), &|_| {}).is_err());
+        assert!(run(folder.path(), &search("v0", "v9"), &|_| {}).is_err());
+        assert_eq!(
+            git(folder.path(), &["worktree", "list"])
+                .unwrap()
+                .lines()
+                .count(),
+            1
+        );
+    }
+}
