@@ -542,7 +542,7 @@ impl Destination {
         else {
             return;
         };
-        let elapsed_ns = state.transit_ns + vm.now_ns() - arrived_ns;
+        let elapsed_ns = state.transit_ns.saturating_add(vm.now_ns() - arrived_ns);
         vm.resume(
             &state.snapshot,
             elapsed_ns,
