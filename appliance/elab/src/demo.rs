@@ -212,7 +212,7 @@ fn start_typist(lab: &Lab, artifacts: &Artifacts, seed: u64) -> Result<(Typist, 
         interval_us: HUMAN_US,
         origin: Instant::now() - Duration::from_nanos(lab.clock().now_ns()),
         patience: SESSION_PATIENCE,
-        recording: None,
+        recording: Some(lab.folder().join(format!("{GUEST}.output.jsonl"))),
     };
     let (journal, clock) = (lab.journal().clone(), lab.clock());
     let (open, opened) = mpsc::channel();
