@@ -59,18 +59,29 @@ fn finding(name: &str, ok: bool, found: impl Into<String>, remedy: impl Into<Str
     }
 }
 
+/// Ubuntu 22.04's. From 6.1 on one walk serves guests' and nested page tables (`target/i386/tcg/sysemu/excp_helper.c`), so that
+/// the nested ones get the D bits by which a migration finds what the guest wrote.
+const QEMU_LEAST: (u32, u32) = (6, 2);
+
 fn qemu() -> Finding {
-    let remedy = "sudo apt-get install -y qemu-system-x86 (7.2 or newer)";
+    let remedy = format!(
+        "sudo apt-get install -y qemu-system-x86 ({}.{} or newer)",
+        QEMU_LEAST.0, QEMU_LEAST.1
+    );
     match assembly::qemu_version() {
         Err(_) => finding("QEMU", false, "not installed", remedy),
-        Ok(version) => {
-            // The network backend `stream` is what the switch speaks; it came with 7.2.
-            let mut numbers = version
-                .split(['.', ' ', '('])
-                .map_while(|part| part.parse::<u32>().ok());
-            let new_enough = (numbers.next(), numbers.next()) >= (Some(7), Some(2));
-            finding("QEMU", new_enough, version, remedy)
-        }
+        Ok(version) => finding("QEMU", is_new_enough(&version), version, remedy),
+    }
+}
+
+/// Whether a version such as `7.2.22 (Debian ...)` is at least [`QEMU_LEAST`].
+fn is_new_enough(version: &str) -> bool {
+    let mut numbers = version
+        .split(['.', ' ', '('])
+        .map_while(|part| part.parse::<u32>().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) => (major, minor) >= QEMU_LEAST,
+        _ => false,
     }
 }
 
@@ -167,6 +178,20 @@ fn find_program(program: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_old_qemu_is_told_from_a_new_one() {
+        for new in [
+            "6.2.0 (Debian 1:6.2+dfsg-2ubuntu6.26)",
+            "7.2.22 (Debian)",
+            "10.0.2",
+        ] {
+            assert!(is_new_enough(new), "{new}");
+        }
+        for old in ["6.1.1", "5.2.0 (Debian 1:5.2+dfsg-11)", "", "new"] {
+            assert!(!is_new_enough(old), "{old}");
+        }
+    }
 
     #[test]
     fn what_is_missing_comes_with_a_remedy_and_what_is_there_without() {
