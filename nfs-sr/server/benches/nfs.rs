@@ -55,7 +55,7 @@ const fn case(
     }
 }
 
-const CASES: [Case; 7] = [
+const CASES: [Case; 8] = [
     case(
         "4 KiB write, unstable, queue 32",
         Work::Write(Stability::Unstable),
@@ -79,6 +79,13 @@ const CASES: [Case; 7] = [
         4096,
         32,
         false,
+    ),
+    case(
+        "4 KiB write in order, file-sync, queue 32",
+        Work::Write(Stability::FileSync),
+        4096,
+        32,
+        true,
     ),
     case(
         "4 KiB write, file-sync, queue 1",
@@ -130,15 +137,14 @@ fn main() -> ExitCode {
             }
         }
     }
-    let local: Vec<(u64, f64)> = [1, 32]
-        .into_iter()
-        .map(|group| {
-            (
-                group,
-                median(&each_round(rounds, || local_fdatasync(base.path(), group))),
-            )
-        })
-        .collect();
+    let local = [(1, false), (32, false), (1, true), (32, true)].map(|(group, sequential)| {
+        let measure = || local_fdatasync(base.path(), group, sequential);
+        Local {
+            group,
+            order: if sequential { "in order" } else { "at random" },
+            rate: median(&each_round(rounds, measure)),
+        }
+    });
     report(&servers, &results, &local);
     ExitCode::SUCCESS
 }
@@ -374,9 +380,9 @@ fn fill(client: &mut Client<TcpStream>, file: FileHandle) {
         .expect("committed");
 }
 
-/// What the file system can do without any server: writes of 4 KiB a second, at random as in the cases, with one `fdatasync` after
-/// each `group`.
-fn local_fdatasync(base: &Path, group: u64) -> f64 {
+/// What the file system can do without any server: writes of 4 KiB a second, at random or in order as in the cases, with one
+/// `fdatasync` after each `group`.
+fn local_fdatasync(base: &Path, group: u64, sequential: bool) -> f64 {
     use std::os::unix::fs::FileExt;
     let file = std::fs::File::create(base.join("local")).expect("create");
     for offset in (0..FILE).step_by(1 << 20) {
@@ -387,13 +393,25 @@ fn local_fdatasync(base: &Path, group: u64) -> f64 {
     let (begun, mut count) = (Instant::now(), 0u64);
     while begun.elapsed() < TIME {
         for _ in 0..group {
-            let offset = random.u64(0..FILE / 4096) * 4096;
-            file.write_all_at(&[2; 4096], offset).expect("write");
+            let slots = FILE / 4096;
+            let slot = if sequential {
+                count % slots
+            } else {
+                random.u64(0..slots)
+            };
+            file.write_all_at(&[2; 4096], slot * 4096).expect("write");
+            count += 1;
         }
         file.sync_data().expect("sync");
-        count += group;
     }
     count as f64 / begun.elapsed().as_secs_f64()
+}
+
+/// Writes without a server.
+struct Local {
+    group: u64,
+    order: &'static str,
+    rate: f64,
 }
 
 fn each_round(rounds: usize, mut measure: impl FnMut() -> f64) -> Vec<f64> {
@@ -406,7 +424,7 @@ fn median(values: &[f64]) -> f64 {
     values[values.len() / 2]
 }
 
-fn report(servers: &[Server], results: &BTreeMap<(&str, usize), Vec<f64>>, local: &[(u64, f64)]) {
+fn report(servers: &[Server], results: &BTreeMap<(&str, usize), Vec<f64>>, local: &[Local]) {
     println!("calls per second, median of all rounds [every round]");
     for (i, case) in CASES.iter().enumerate() {
         println!("{}", case.name);
@@ -427,9 +445,9 @@ fn report(servers: &[Server], results: &BTreeMap<(&str, usize), Vec<f64>>, local
             println!("  ratio    {ratio:>8.2}");
         }
     }
-    for (group, rate) in local {
+    for Local { group, order, rate } in local {
         println!(
-            "without a server, 4 KiB writes with one fdatasync after every {group}: {rate:.0}/s"
+            "without a server, 4 KiB writes {order}, one fdatasync after every {group}: {rate:.0}/s"
         );
     }
     if let Some(path) = std::env::var_os("NFS_BENCH_JSON") {
@@ -437,7 +455,7 @@ fn report(servers: &[Server], results: &BTreeMap<(&str, usize), Vec<f64>>, local
             .iter()
             .map(|((server, i), rates)| serde_json::json!({"server": server, "case": CASES[*i].name, "per_second": rates}))
             .collect();
-        let json = serde_json::json!({"cases": cases, "local_writes_per_second_by_group": local});
+        let json = serde_json::json!({"cases": cases, "local": local.iter().map(|l| serde_json::json!({"group": l.group, "order": l.order, "per_second": l.rate})).collect::<Vec<_>>()});
         std::fs::write(path, json.to_string()).expect("write the figures");
     }
 }

@@ -59,9 +59,10 @@ pub const NEVER: View = View {
 };
 
 impl Holder {
-    /// Milliseconds left.
+    /// Milliseconds left, rounded up: none are left only if the time is over.
     pub fn remaining_ms(&self, now: Instant) -> u32 {
-        self.expires.saturating_duration_since(now).as_millis() as u32
+        let left = self.expires.saturating_duration_since(now);
+        left.as_nanos().div_ceil(1_000_000) as u32
     }
 }
 
@@ -165,6 +166,24 @@ pub fn snapshot(table: &HashMap<FileId, Lease>) -> Vec<Record> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn who_is_held_off_is_told_that_time_is_left() {
+        let now = Instant::now();
+        for left in [1, 999_999, 1_000_000, 1_000_001].map(Duration::from_nanos) {
+            let holder = Holder {
+                epoch: 1,
+                owner: Vec::new(),
+                expires: now + left,
+                ttl_ms: 2,
+            };
+            assert_eq!(
+                holder.remaining_ms(now),
+                if left.as_nanos() > 1_000_000 { 2 } else { 1 }
+            );
+            assert_eq!(holder.remaining_ms(now + left), 0);
+        }
+    }
 
     proptest! {
         #[test]
