@@ -14,6 +14,7 @@ extern crate alloc;
 
 pub mod auth;
 pub mod codec;
+pub mod pool;
 
 use alloc::{string::String, vec::Vec};
 
@@ -176,6 +177,10 @@ pub enum Command {
     HashMemory(VmId),
     /// Stop all guests, release leases and power off.
     PowerOff,
+    /// Be a host of this pool. Said again after each boot.
+    Protect(pool::PoolSetup),
+    /// Report the pool as this host sees it.
+    PoolStatus,
 }
 
 /// From a host to the lab.
@@ -237,6 +242,8 @@ pub enum Reply {
     Status(HostStatus),
     /// Of [`Command::HashMemory`]: SHA-256 over the SHA-256 digests of all pages in order.
     Hash([u8; 32]),
+    /// Of [`Command::PoolStatus`].
+    Pool(pool::PoolStatus),
 }
 
 /// State of a host.
@@ -428,5 +435,16 @@ pub enum HostEvent {
     Storage {
         /// Whether it does.
         up: bool,
+    },
+    /// Something has happened in the pool.
+    Pool {
+        /// What kind of thing.
+        mark: pool::PoolMark,
+        /// Which VM it is about.
+        vm: Option<VmId>,
+        /// Name of the host it is about.
+        about: Option<String>,
+        /// A sentence for people.
+        text: String,
     },
 }

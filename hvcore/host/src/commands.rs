@@ -65,9 +65,15 @@ impl<P: Platform> Host<P> {
     fn command(&mut self, asker: Asker, command: Command) -> Result<Option<Reply>, String> {
         match command {
             Command::Start(config) => {
-                self.start(config, asker)?;
+                self.admit_to_pool(&config)?;
+                self.start(config, Some(asker))?;
                 Ok(None)
             }
+            Command::Protect(setup) => {
+                self.protect(setup)?;
+                Ok(Some(Reply::Ok))
+            }
+            Command::PoolStatus => Ok(Some(Reply::Pool(self.pool_status()?))),
             Command::Shutdown(vm) => {
                 let index = self.find(vm)?;
                 let guest = self.vms[index]

@@ -28,6 +28,7 @@ mod backends;
 mod commands;
 mod console;
 mod control;
+mod ha;
 mod lifecycle;
 mod migrate;
 mod net;
@@ -45,6 +46,7 @@ use machine::{Clock, Outcome, ResetCause};
 use crate::{
     commands::Hashing,
     control::Control,
+    ha::Availability,
     migrate::{Announcement, Arrival, Departure},
     net::{
         bridge::{Bridge, Port},
@@ -103,6 +105,8 @@ pub struct Host<P: Platform> {
     arrivals_busy: bool,
     announcements: VecDeque<Announcement>,
     hashing: Option<Hashing>,
+    /// Its part in a pool, once it is told of one.
+    availability: Option<Availability>,
     /// What guests have run since a migration last got CPU time.
     guests_ran_ns: u64,
     /// The host is to be switched off when its last VM is gone, and who asked for it.
@@ -165,6 +169,7 @@ impl<P: Platform> Host<P> {
             arrivals_busy: false,
             announcements: VecDeque::new(),
             hashing: None,
+            availability: None,
             guests_ran_ns: 0,
             power_off: None,
         };
@@ -195,6 +200,7 @@ impl<P: Platform> Host<P> {
         self.take_completions();
         self.take_requests();
         self.advance_lifecycles();
+        self.advance_availability();
         self.arrivals_busy = false;
         self.advance_migrations();
         self.serve_backends();
@@ -206,12 +212,14 @@ impl<P: Platform> Host<P> {
     pub fn run_slice(&mut self) -> bool {
         let now = self.platform.now_ns();
         let (vms, platform, storage) = (&self.vms, &self.platform, self.storage.peek());
+        let availability = self.availability.as_ref();
         let picked = self.scheduler.pick(|vcpu| {
             vms.iter().any(|vm| {
                 vm.number == vcpu.vm
                     && matches!(&vm.stage, Stage::Running(guest)
                         if guest.machine.runnable(vcpu.index, &HostClock(platform)))
                     && vm.holds_leases(storage, now)
+                    && availability.is_none_or(|pool| pool.may_run(vm.config.id, now))
             })
         });
         let Some((vcpu, contended)) = picked else {
@@ -315,6 +323,7 @@ impl<P: Platform> Host<P> {
             self.control.next_deadline_ns(),
             self.backends_deadline_ns(),
             self.migrations_deadline_ns(),
+            self.availability_deadline_ns(),
             Some(self.platform.now_ns() + IDLE_NS),
         ]
         .into_iter()

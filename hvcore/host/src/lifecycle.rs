@@ -22,10 +22,10 @@ impl<P: Platform> Host<P> {
     ///
     /// # Errors
     /// A sentence for people; nothing has changed then.
-    pub(crate) fn start(&mut self, config: VmConfig, asker: Asker) -> Result<(), String> {
+    pub(crate) fn start(&mut self, config: VmConfig, asker: Option<Asker>) -> Result<(), String> {
         self.admit(&config)?;
         let (hardware, memory) = self.reserve(&config)?;
-        let number = self.add_vm(config, hardware, memory, Some(asker), Stage::Building);
+        let number = self.add_vm(config, hardware, memory, asker, Stage::Building);
         let index = self.index_of(number).expect("it was added just now");
         self.request_boot_files(index);
         self.open_disks(index, false);
@@ -72,6 +72,15 @@ impl<P: Platform> Host<P> {
         }
         if self.vms.iter().any(|vm| vm.config.id == config.id) {
             return Err(format!("VM {name} is on this host already"));
+        }
+        if self
+            .availability
+            .as_ref()
+            .is_some_and(|pool| !pool.may_host(config.id))
+        {
+            return Err(format!(
+                "VM {name}: this host is not in the pool's liveset now; start it elsewhere, or wait a moment"
+            ));
         }
         for vm in &self.vms {
             if let Some(mac) = config.nics.iter().find(|mac| vm.config.nics.contains(*mac)) {

@@ -316,6 +316,7 @@ impl<H> Vm<H> {
             vcpus: self.config.vcpus,
             disks,
             nics,
+            balloon: false,
         })
     }
 }

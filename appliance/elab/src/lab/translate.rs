@@ -57,6 +57,9 @@ impl Inner {
         self.update(|state| {
             Some(match event {
                 HostEvent::Booted { version, .. } => Event::HostBooted { host, version },
+                HostEvent::Pool { text, .. } => Event::Mark {
+                    text: format!("{host}: {text}"),
+                },
                 HostEvent::Storage { up } => Event::StorageState {
                     state: format!(
                         "{host} {} the storage server",

@@ -12,7 +12,7 @@ use core::net::Ipv4Addr;
 use smoltcp::{
     iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet},
     phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken},
-    socket::tcp,
+    socket::{tcp, udp},
     time::{Duration, Instant},
     wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr},
 };
@@ -28,6 +28,9 @@ const RING_FULL_RETRY_NS: u64 = 100_000;
 
 /// First local port for outgoing connections (RFC 6335, dynamic ports).
 const FIRST_DYNAMIC_PORT: u16 = 49_152;
+
+/// Datagrams that wait in a socket, each way.
+const DATAGRAMS: usize = 64;
 
 /// A connection that has been silent for so long is probed.
 const KEEP_ALIVE: Duration = Duration::from_millis(2_000);
@@ -115,6 +118,36 @@ impl Stack {
         socket.set_timeout(Some(Duration::from_millis(buffers.timeout_ms)));
         socket.set_keep_alive(Some(KEEP_ALIVE));
         self.sockets.add(socket)
+    }
+
+    /// A UDP socket for datagrams of up to `longest` bytes on a port.
+    pub fn add_datagram_socket(&mut self, port: u16, longest: usize) -> SocketHandle {
+        let buffer = || {
+            udp::PacketBuffer::new(
+                vec![udp::PacketMetadata::EMPTY; DATAGRAMS],
+                vec![0; longest * 4],
+            )
+        };
+        let mut socket = udp::Socket::new(buffer(), buffer());
+        socket
+            .bind(port)
+            .expect("a fresh socket is bound to a port that is not zero");
+        self.sockets.add(socket)
+    }
+
+    /// Sends a datagram to all stations on the network; drops it when there is no room.
+    pub fn broadcast(&mut self, handle: SocketHandle, port: u16, bytes: &[u8]) {
+        let socket = self.sockets.get_mut::<udp::Socket>(handle);
+        // As a wire would: the next one comes soon.
+        let _ = socket.send_slice(bytes, (Ipv4Addr::BROADCAST, port));
+        self.due = true;
+    }
+
+    /// The next datagram that has arrived.
+    pub fn datagram(&mut self, handle: SocketHandle) -> Option<Vec<u8>> {
+        let socket = self.sockets.get_mut::<udp::Socket>(handle);
+        let (bytes, _) = socket.recv().ok()?;
+        Some(bytes.to_vec())
     }
 
     /// Frees a socket; what it had not sent is lost.

@@ -1,0 +1,368 @@
+//! Availability on this host: the pool of [`pool`] between sockets, storage and VMs.
+//!
+//! What is decided, and when, is decided there. This module carries heartbeats and requests, starts and stops VMs as it is
+//! told, and says what became of them. A host that was told of no pool does nothing of this.
+//!
+//! Heartbeats are broadcast: one frame for all, and no address to be resolved just when a host has died.
+
+mod statelink;
+mod status;
+
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
+
+use host_protocol::{
+    HostEvent, StopReason, VmConfig, VmId,
+    pool::{HEARTBEAT_PORT, LEASE_FILE, PoolMark, PoolSetup},
+};
+use pool::{
+    Action, Event, HostId, HostPolicy, LeaseCall, LeaseFile, MAX_HEARTBEAT, Pool, PoolConfig,
+    Safeguards, Timing, VmIndex, VmPolicy, VmReport,
+};
+use smoltcp::iface::SocketHandle;
+use statelink::{Job, Outcome, StateLink};
+
+use crate::{
+    Host,
+    platform::Platform,
+    vm::{Stage, Vm},
+};
+
+/// The time to live of a disk's lease that is taken for a host: that of the hosts' own.
+const DISK_TTL_MS: u32 = 10_000;
+/// That of the pool's lease, which nobody renews: only its epoch counts.
+const POOL_TTL_MS: u32 = nfs3::lease::MAX_TTL_MS;
+
+/// This host's part in a pool.
+pub(crate) struct Availability {
+    setup: PoolSetup,
+    me: HostId,
+    pool: Pool,
+    heartbeats: SocketHandle,
+    link: StateLink,
+    /// What the pool was told of each VM last.
+    told: Vec<Option<VmReport>>,
+    /// The attempt to start each VM that is being made.
+    attempts: Vec<u16>,
+}
+
+impl Availability {
+    fn index(&self, vm: VmId) -> Option<VmIndex> {
+        let place = self.setup.vms.iter().position(|it| it.config.id == vm)?;
+        u16::try_from(place).ok().map(VmIndex)
+    }
+
+    fn config(&self, vm: VmIndex) -> Option<&VmConfig> {
+        Some(&self.setup.vms.get(vm.index())?.config)
+    }
+
+    /// Whether a VM's vCPUs may run now. One that the pool does not protect always may.
+    pub fn may_run(&self, vm: VmId, now_ns: u64) -> bool {
+        self.index(vm).is_none() || self.pool.may_run(now_ns)
+    }
+
+    /// Whether a VM may come to this host.
+    pub fn may_host(&self, vm: VmId) -> bool {
+        self.index(vm).is_none() || self.pool.may_host()
+    }
+}
+
+/// The library's configuration out of what the host was told.
+fn configuration(setup: &PoolSetup, key: host_protocol::auth::PoolKey) -> PoolConfig {
+    PoolConfig {
+        pool: setup.pool,
+        key,
+        hosts: setup
+            .hosts
+            .iter()
+            .map(|host| HostPolicy {
+                name: host.name.clone(),
+                memory_mib: host.memory_mib,
+            })
+            .collect(),
+        vms: setup
+            .vms
+            .iter()
+            .map(|vm| VmPolicy {
+                name: vm.config.name.clone(),
+                memory_mib: vm.config.memory_mib,
+                disks: u8::try_from(written(&vm.config).count()).unwrap_or(u8::MAX),
+                priority: vm.priority,
+                order: vm.order,
+                start_delay_ms: vm.start_delay_ms,
+                best_effort: vm.best_effort,
+            })
+            .collect(),
+        failures_to_tolerate: setup.failures_to_tolerate,
+        timing: Timing::default(),
+        safeguards: Safeguards::default(),
+    }
+}
+
+/// Paths of the disks that a VM writes: those with leases of their own.
+fn written(config: &VmConfig) -> impl Iterator<Item = &str> {
+    config
+        .disks
+        .iter()
+        .filter(|disk| !disk.read_only)
+        .map(|disk| disk.path.as_str())
+}
+
+impl<P: Platform> Host<P> {
+    /// Becomes a host of a pool.
+    ///
+    /// # Errors
+    /// A sentence for people; nothing has changed then.
+    pub(crate) fn protect(&mut self, setup: PoolSetup) -> Result<(), String> {
+        if let Some(availability) = &self.availability {
+            return if availability.setup == setup {
+                Ok(())
+            } else {
+                Err(String::from(
+                    "this host is in a pool already; switch it off and on to put it into another",
+                ))
+            };
+        }
+        let name = &self.config.name;
+        let me = setup.hosts.iter().position(|host| host.name == *name);
+        let me = me
+            .and_then(|me| u16::try_from(me).ok())
+            .map(HostId)
+            .ok_or_else(|| format!("the pool has no host of this one's name, {name}"))?;
+        let now = self.platform.now_ns();
+        let config = configuration(&setup, self.config.key.clone());
+        let pool = Pool::new(config, me, now).map_err(|why| why.to_string())?;
+        let vms = setup.vms.len();
+        self.availability = Some(Availability {
+            me,
+            pool,
+            heartbeats: self
+                .management
+                .add_datagram_socket(HEARTBEAT_PORT, MAX_HEARTBEAT),
+            link: StateLink::new(&mut self.storage.stack, &self.platform, &self.config),
+            told: alloc::vec![None; vms],
+            attempts: alloc::vec![0; vms],
+            setup,
+        });
+        Ok(())
+    }
+
+    /// Refuses a VM with which the pool could not bear the failures that it shall.
+    pub(crate) fn admit_to_pool(&self, config: &VmConfig) -> Result<(), String> {
+        let Some(availability) = &self.availability else {
+            return Ok(());
+        };
+        let Some(vm) = availability.index(config.id) else {
+            return Ok(());
+        };
+        availability.pool.admit(vm).map_err(|shortage| {
+            let why = shortage.explain(availability.pool.config());
+            format!(
+                "VM {} would be more than the pool can bear: {why}",
+                config.name
+            )
+        })
+    }
+
+    /// Moves the pool on.
+    pub(crate) fn advance_availability(&mut self) {
+        let Some(mut availability) = self.availability.take() else {
+            return;
+        };
+        let it = &mut availability;
+        while let Some(bytes) = self.management.datagram(it.heartbeats) {
+            it.pool.on_heartbeat(self.platform.now_ns(), &bytes);
+            self.do_actions(it);
+        }
+        for outcome in it.link.poll(&mut self.storage.stack, &self.platform) {
+            let now = self.platform.now_ns();
+            match outcome {
+                Outcome::Read(token, blocks) => it.pool.on_slots(now, token, blocks.as_deref()),
+                Outcome::Written(token, written) => it.pool.on_written(now, token, written),
+                Outcome::Lease(token, answer) => it.pool.on_lease(now, token, answer),
+            }
+            self.do_actions(it);
+        }
+        self.report_vms(it);
+        let now = self.platform.now_ns();
+        if it.pool.next_deadline_ns() <= now {
+            it.pool.poll(now);
+            self.do_actions(it);
+        }
+        // What was asked for leaves at once.
+        it.link.poll(&mut self.storage.stack, &self.platform);
+        self.availability = Some(availability);
+    }
+
+    /// When [`Self::advance_availability`] must be called at the latest.
+    pub(crate) fn availability_deadline_ns(&self) -> Option<u64> {
+        let availability = self.availability.as_ref()?;
+        let at = availability.pool.next_deadline_ns();
+        Some(availability.link.next_deadline_ns().unwrap_or(at).min(at))
+    }
+
+    /// Tells the pool what has become of its VMs here.
+    fn report_vms(&mut self, it: &mut Availability) {
+        for place in 0..it.setup.vms.len() {
+            let id = it.setup.vms[place].config.id;
+            let vm = self.vms.iter().find(|vm| vm.config.id == id);
+            let last = it.told[place];
+            let report = match vm {
+                Some(vm) => state_of(vm, it.attempts[place]),
+                // What it ended as was said before.
+                None => last.filter(|of| matches!(of, VmReport::Off | VmReport::Failed(_))),
+            };
+            if report != last {
+                it.told[place] = report;
+                let vm = VmIndex(u16::try_from(place).unwrap_or(u16::MAX));
+                it.pool.set_vm(self.platform.now_ns(), vm, report);
+                self.do_actions(it);
+            }
+        }
+    }
+
+    fn do_actions(&mut self, it: &mut Availability) {
+        while let Some(action) = it.pool.next_action() {
+            match action {
+                Action::Heartbeat(bytes) => {
+                    self.management
+                        .broadcast(it.heartbeats, HEARTBEAT_PORT, &bytes);
+                }
+                Action::ReadSlots {
+                    token,
+                    first,
+                    count,
+                } => {
+                    let job = Job::Read {
+                        token,
+                        offset: statefile::slot_offset(first.0.into()).unwrap_or(0),
+                        count: u32::from(count) * statefile::BLOCK as u32,
+                    };
+                    let path = format!("{}/{}", it.setup.repository, statefile::NAME);
+                    it.link.submit(&path, job);
+                }
+                Action::WriteSlot { token, block } => {
+                    let job = Job::Write {
+                        token,
+                        offset: statefile::slot_offset(it.me.0.into()).unwrap_or(0),
+                        block,
+                    };
+                    let path = format!("{}/{}", it.setup.repository, statefile::NAME);
+                    it.link.submit(&path, job);
+                }
+                Action::Lease { token, file, call } => it.ask_lease(token, file, call),
+                Action::Start { vm, attempt } => self.start_protected(it, vm, attempt),
+                Action::Stop { vm } => {
+                    if let Some(id) = it.config(vm).map(|config| config.id) {
+                        self.give_up(it, id, "this host is not in the pool's liveset");
+                    }
+                }
+                Action::Fence(_) => {
+                    let ids: Vec<_> = it.setup.vms.iter().map(|vm| vm.config.id).collect();
+                    for id in ids {
+                        self.give_up(it, id, "this host has fenced itself");
+                    }
+                }
+                Action::Event(event) => self.tell(it, &event),
+            }
+        }
+    }
+
+    fn start_protected(&mut self, it: &mut Availability, vm: VmIndex, attempt: u16) {
+        let Some(config) = it.config(vm).cloned() else {
+            return;
+        };
+        it.attempts[vm.index()] = attempt;
+        // The pool counts it as starting already.
+        it.told[vm.index()] = Some(VmReport::Starting);
+        if let Err(why) = self.start(config, None) {
+            self.platform.log(&why);
+            let report = Some(VmReport::Failed(attempt));
+            it.told[vm.index()] = report;
+            it.pool.set_vm(self.platform.now_ns(), vm, report);
+        }
+    }
+
+    /// Stops a VM that others may run, without a word to the storage server.
+    fn give_up(&mut self, it: &mut Availability, id: VmId, why: &str) {
+        let vm = |vm: &Vm<P::Vm>| vm.config.id == id && !matches!(vm.stage, Stage::Closing(_));
+        if let Some(index) = self.vms.iter().position(vm) {
+            self.forget_disks(index);
+            let reason = StopReason::LeaseLost(why.to_string());
+            self.close(index, Some(reason), Ok(()));
+        }
+        if let Some(vm) = it.index(id) {
+            it.told[vm.index()] = None;
+        }
+    }
+
+    /// Reports an event of the pool.
+    fn tell(&mut self, it: &Availability, event: &Event) {
+        let (mark, vm, about) = status::marked(event);
+        let config = it.pool.config();
+        let text = event.explain(config).to_string();
+        self.platform.log(&text);
+        let event = HostEvent::Pool {
+            mark,
+            vm: vm.and_then(|vm| it.config(vm)).map(|config| config.id),
+            about: about.map(|host| config.host_name(host).to_string()),
+            text,
+        };
+        let now = self.platform.now_ns();
+        self.control.report(now, event);
+    }
+}
+
+impl Availability {
+    fn ask_lease(&mut self, token: pool::Token, file: LeaseFile, call: LeaseCall) {
+        let owner = match call {
+            LeaseCall::Create { owner } | LeaseCall::Take { owner, .. } => owner,
+            LeaseCall::Look => self.me,
+        };
+        let owner = self.pool.config().host_name(owner).to_string();
+        let (dir, name, ttl_ms) = match file {
+            LeaseFile::Pool => (
+                self.setup.repository.clone(),
+                LEASE_FILE.to_string(),
+                POOL_TTL_MS,
+            ),
+            LeaseFile::Disk(vm, number) => {
+                let disk = self
+                    .config(vm)
+                    .and_then(|config| written(config).nth(usize::from(number)));
+                let path = disk.unwrap_or_default();
+                let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+                (dir.to_string(), name.to_string(), DISK_TTL_MS)
+            }
+        };
+        let job = Job::Lease {
+            token,
+            name,
+            call,
+            owner,
+            ttl_ms,
+        };
+        self.link.submit(&dir, job);
+    }
+}
+
+/// What the pool is told of a VM.
+fn state_of<H>(vm: &Vm<H>, attempt: u16) -> Option<VmReport> {
+    match &vm.stage {
+        Stage::Building(_) | Stage::Preparing(_) | Stage::Arriving(_) => Some(VmReport::Starting),
+        Stage::Running(_) | Stage::Paused(_) => Some(VmReport::Running),
+        Stage::Closing(closing) => match closing.reason {
+            Some(StopReason::PowerOff | StopReason::Destroyed | StopReason::Misbehaved(_)) => {
+                Some(VmReport::Off)
+            }
+            Some(StopReason::Migrated | StopReason::LeaseLost(_)) => None,
+            None => Some(VmReport::Failed(attempt)),
+        },
+    }
+}
+
+/// What kind of thing an event is, for reports.
+pub(crate) type Marked = (PoolMark, Option<VmIndex>, Option<HostId>);
