@@ -198,7 +198,8 @@ impl Pool {
 
     /// Fences this host when the storage has worked for others, without a break, for as long as a host may be without it.
     fn watch_storage(&mut self) {
-        let Some(written) = self.permit.written else {
+        // After the clock was set, from then on.
+        let Some(written) = self.permit.written.or(self.permit.lapsed) else {
             return;
         };
         let best = self

@@ -221,7 +221,8 @@ impl World {
                 alarm: 0,
                 // Worse than any clock that keeps time.
                 ppm: rng.i64(-2000..=2000),
-                clock_offset: rng.i64(1..1_000_000_000_000),
+                // Far from zero, so that it can be set back.
+                clock_offset: rng.i64(1_000_000_000_000..2_000_000_000_000),
                 copies: BTreeMap::new(),
                 storage_cut: false,
                 waiting: Vec::new(),
@@ -259,7 +260,7 @@ impl World {
     /// The host's own clock.
     fn local(&self, host: usize) -> u64 {
         let host = &self.hosts[host];
-        let drift = self.now as i64 / 1_000_000 * host.ppm;
+        let drift = (i128::from(self.now) * i128::from(host.ppm) / 1_000_000) as i64;
         (self.now as i64 + drift + host.clock_offset).max(1) as u64
     }
 
@@ -361,7 +362,11 @@ impl World {
         }
     }
 
+    /// Of a host that will mend it, if nothing happens to it: when all are gone, nobody else knows.
     pub fn corrupt_slot(&mut self, host: usize) {
+        if !self.is_up(host) {
+            return;
+        }
         let byte = self.rng.usize(0..600);
         self.storage.slots[host][byte] ^= 1 << self.rng.u8(0..8);
     }
