@@ -58,6 +58,7 @@ pub fn config() -> MachineConfig {
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 1500,
         }],
+        balloon: true,
     }
 }
 

@@ -92,6 +92,7 @@ fn build(cpu: &Rc<PhysicalCpu>, guest: &Guest) -> Result<(SvmVm, Machine), Strin
         vcpus: guest.vcpus as u8,
         disks: Vec::new(),
         nics: Vec::new(),
+        balloon: false,
     };
     Ok((hardware, Machine::new(&config, memory, cpuid)))
 }

@@ -80,6 +80,33 @@ impl Machine {
         self.update_serial_line();
     }
 
+    /// Asks the guest to keep so many pages out of use, for the host to have; 0 gives all back. False when the guest has
+    /// no balloon. It gives them when it likes: see [`Self::balloon_pages`].
+    pub fn set_balloon_target(&mut self, pages: u32) -> bool {
+        for function in &mut self.functions {
+            let live = function.is_live();
+            if let Device::Balloon(balloon) = function.device_mut() {
+                balloon.target = pages;
+                let message = live.then(|| function.config_changed()).flatten();
+                self.send(message);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Pages that the guest says it has given; none without a balloon. They read as zero and may be used by the guest again
+    /// at any time, once it has said so.
+    #[must_use]
+    pub fn balloon_pages(&self) -> Option<u32> {
+        self.functions
+            .iter()
+            .find_map(|function| match function.device() {
+                Device::Balloon(balloon) => Some(balloon.actual),
+                _ => None,
+            })
+    }
+
     /// Presses the power button, an ACPI device: a guest that listens shuts down cleanly and ends in
     /// [`Outcome::PowerOff`].
     pub fn press_power_button(&mut self) {

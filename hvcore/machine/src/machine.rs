@@ -17,6 +17,7 @@ use crate::{
     serial::{self, Serial},
     vcpu::VcpuState,
     virtio::{
+        balloon::Balloon,
         block::Block,
         net::Net,
         transport::{self, Device, Function},
@@ -70,6 +71,8 @@ pub struct MachineConfig {
     pub disks: Vec<DiskModel>,
     /// Network cards, in the order in which the guest finds them.
     pub nics: Vec<NicModel>,
+    /// Whether the guest has a memory balloon.
+    pub balloon: bool,
 }
 
 /// Why the guest wants to start anew.
@@ -215,7 +218,7 @@ impl Machine {
             config.disks.len() + config.nics.len() <= MAX_DEVICES,
             "a machine has at most {MAX_DEVICES} disks and network cards"
         );
-        let functions = (0..=config.disks.len() + config.nics.len())
+        let functions = (0..=config.disks.len() + config.nics.len() + usize::from(config.balloon))
             .map(|index| function(config, index))
             .collect();
         Self {
@@ -371,7 +374,8 @@ impl Machine {
         match function {
             i if i < disks => format!("disk {i}"),
             i if i < disks + nics => format!("network card {}", i - disks),
-            _ => String::from("entropy source"),
+            i if i == disks + nics => String::from("entropy source"),
+            _ => String::from("memory balloon"),
         }
     }
 }
@@ -385,7 +389,8 @@ fn function(config: &MachineConfig, index: usize) -> Function {
     ) {
         (Some(disk), _) => Device::Block(Block::new(disk)),
         (None, Some(nic)) => Device::Net(Net::new(nic)),
-        (None, None) => Device::Entropy,
+        (None, None) if index == disks + config.nics.len() => Device::Entropy,
+        (None, None) => Device::Balloon(Balloon::default()),
     };
     let base = pci::MEMORY_BASE as u32 + index as u32 * transport::WINDOW;
     Function::new(device, base)

@@ -11,7 +11,7 @@ use crate::{
     processor,
     state::Activity,
     vcpu::{Event, Exit, Vcpu, gpr},
-    virtio::{entropy, net, transport::Device},
+    virtio::{balloon, entropy, net, transport::Device},
 };
 
 const CR4_OSXSAVE: u64 = 1 << 18;
@@ -420,6 +420,7 @@ impl Machine {
         let served = match device {
             Device::Entropy => entropy::serve(ring, &self.memory, |bytes| clock.random(bytes)),
             Device::Net(card) if queue == net::CONTROL => card.control(ring, &self.memory),
+            Device::Balloon(_) => balloon::serve(queue, ring, &self.memory),
             _ => {
                 self.seen_ns = clock.now_ns();
                 self.ring(function);

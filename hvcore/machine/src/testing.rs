@@ -42,6 +42,7 @@ pub fn machine(vcpus: u8) -> Machine {
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 1500,
         }],
+        balloon: false,
     };
     Machine::new(&config, testing::memory(RAM), cpuid)
 }

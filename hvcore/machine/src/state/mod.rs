@@ -190,6 +190,13 @@ pub enum SavedDevice {
     },
     /// An entropy source.
     Entropy,
+    /// A memory balloon.
+    Balloon {
+        /// Pages that the host would like to have.
+        target: u32,
+        /// Pages that the guest has given.
+        actual: u32,
+    },
 }
 
 impl StateError {

@@ -3,6 +3,7 @@
 //! [`queue`] reads and writes the rings, [`transport`] is the device's face on the PCI bus, and each device
 //! type turns chains of buffers into requests to a backend and back.
 
+pub mod balloon;
 pub mod block;
 pub mod entropy;
 pub mod net;

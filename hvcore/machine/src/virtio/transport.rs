@@ -9,6 +9,7 @@ use guest_memory::GuestMemory;
 
 use super::{
     NO_VECTOR,
+    balloon::{self, Balloon},
     block::{self, Block},
     entropy, feature,
     net::{self, Net},
@@ -77,6 +78,8 @@ pub enum Device {
     Net(Net),
     /// An entropy source.
     Entropy,
+    /// A memory balloon.
+    Balloon(Balloon),
 }
 
 impl Device {
@@ -86,6 +89,7 @@ impl Device {
             Self::Net(_) => (1, 0x02_00_00),
             Self::Block(_) => (2, 0x01_00_00),
             Self::Entropy => (4, 0xff_00_00),
+            Self::Balloon(_) => (5, 0xff_00_00),
         }
     }
 
@@ -94,6 +98,7 @@ impl Device {
             Self::Block(block) => block.features(),
             Self::Net(net) => net.features(),
             Self::Entropy => 0,
+            Self::Balloon(_) => balloon::MUST_TELL_HOST,
         };
         own | feature::INDIRECT_DESC | feature::EVENT_IDX | feature::VERSION_1
     }
@@ -103,6 +108,7 @@ impl Device {
             Self::Block(_) => &[block::QUEUE_SIZE],
             Self::Net(_) => &[net::QUEUE_SIZE; 3],
             Self::Entropy => &[entropy::QUEUE_SIZE],
+            Self::Balloon(_) => &[balloon::QUEUE_SIZE; 2],
         }
     }
 
@@ -111,6 +117,7 @@ impl Device {
             Self::Block(block) => block.config(),
             Self::Net(net) => net.config(),
             Self::Entropy => Vec::new(),
+            Self::Balloon(balloon) => balloon.config(),
         }
     }
 
@@ -119,6 +126,7 @@ impl Device {
             Self::Block(block) => block.reset(),
             Self::Net(net) => net.reset(),
             Self::Entropy => {}
+            Self::Balloon(balloon) => balloon.reset(),
         }
     }
 }
@@ -351,6 +359,11 @@ impl Function {
                 let queue = (within / NOTIFY_STRIDE) as usize;
                 written.rung = (self.is_live() && queue < self.queues.len()).then_some(queue);
             }
+            DEVICE => {
+                if let Device::Balloon(balloon) = &mut self.device {
+                    balloon.write_config(within, size, value as u32);
+                }
+            }
             MSIX_TABLE => {
                 written.message = self.msix.write_table(within, value as u32);
                 if size == 8 {
@@ -472,6 +485,10 @@ impl Function {
                     announce: net.announcing(),
                 },
                 Device::Entropy => SavedDevice::Entropy,
+                Device::Balloon(balloon) => SavedDevice::Balloon {
+                    target: balloon.target,
+                    actual: balloon.actual,
+                },
             },
         }
     }
@@ -514,6 +531,9 @@ impl Function {
                 }
             }
             (Device::Entropy, SavedDevice::Entropy) => {}
+            (Device::Balloon(balloon), SavedDevice::Balloon { target, actual }) => {
+                (balloon.target, balloon.actual) = (*target, *actual);
+            }
             _ => return Err("it is a device of another type"),
         }
         self.config.restore(saved.command, saved.base);
