@@ -587,31 +587,38 @@ impl Source {
         if let State::Copying { last, .. } = &mut self.state {
             *last = true;
         }
-        // The guest stands still, so nothing else has a better claim to the CPU.
-        self.copy(vm, now + DRAIN_TIMEOUT_NS);
+        // The guest stands still, so nothing else has a better claim to the CPU. Hashing takes long, and the connection
+        // must be looked after meanwhile.
+        while matches!(self.state, State::Copying { .. }) && self.wants_cpu() {
+            self.copy_some(vm);
+        }
     }
 
     /// Copies pages (or hashes them) until `until_ns`, or until enough is ready to be sent.
     pub fn copy(&mut self, vm: &mut impl SourceVm, until_ns: u64) {
         while self.wants_cpu() {
-            match core::mem::replace(&mut self.state, State::Confirming) {
-                State::Copying { mut harvest, last } => {
-                    if self.copy_pages(vm.memory(), &mut harvest) {
-                        harvest.commit();
-                        self.pages_sent(vm, last);
-                    } else {
-                        self.state = State::Copying { harvest, last };
-                    }
-                }
-                State::Hashing(mut hash) => match hash.step(vm.memory(), HASH_STRIDE) {
-                    Some(result) => self.hashed(vm, result),
-                    None => self.state = State::Hashing(hash),
-                },
-                other => self.state = other,
-            }
+            self.copy_some(vm);
             if vm.now_ns() >= until_ns {
                 break;
             }
+        }
+    }
+
+    fn copy_some(&mut self, vm: &mut impl SourceVm) {
+        match core::mem::replace(&mut self.state, State::Confirming) {
+            State::Copying { mut harvest, last } => {
+                if self.copy_pages(vm.memory(), &mut harvest) {
+                    harvest.commit();
+                    self.pages_sent(vm, last);
+                } else {
+                    self.state = State::Copying { harvest, last };
+                }
+            }
+            State::Hashing(mut hash) => match hash.step(vm.memory(), HASH_STRIDE) {
+                Some(result) => self.hashed(vm, result),
+                None => self.state = State::Hashing(hash),
+            },
+            other => self.state = other,
         }
     }
 
