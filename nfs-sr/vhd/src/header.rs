@@ -163,7 +163,7 @@ impl Header {
         put(32, &self.block_size.to_be_bytes());
         put(40, &self.parent.0);
         put(56, &self.parent_timestamp.to_be_bytes());
-        for (i, unit) in self.parent_name.encode_utf16().take(255).enumerate() {
+        for (i, unit) in self.parent_name.encode_utf16().take(256).enumerate() {
             put(64 + 2 * i, &unit.to_be_bytes());
         }
         for (i, locator) in self.locators.iter().take(8).enumerate() {

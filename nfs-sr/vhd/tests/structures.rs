@@ -45,6 +45,17 @@ fn a_differencing_disk_names_its_parent() {
     assert_eq!(path, b"file://./parent.vhd");
 }
 
+/// The longest name fills its field and has no zero behind it.
+#[test]
+fn the_longest_name_of_a_parent_survives() {
+    let (disk, _) = child();
+    let header = Header {
+        parent_name: "n".repeat(256),
+        ..disk.header().expect("sparse").clone()
+    };
+    assert_eq!(Header::parse(&header.encode()), Ok(header));
+}
+
 #[test]
 fn blocks_of_a_differencing_disk_are_masked() {
     let (mut disk, _) = child();
