@@ -80,6 +80,14 @@ fn no_bytes_break_it(
         .expect("a target");
     let seeds = targets::seeds(name);
     seeds.iter().for_each(|seed| target(seed));
+    // For the fuzzers, which would take long to find them.
+    if let Some(corpus) = std::env::var_os("NFS_FUZZ_CORPUS") {
+        let corpus = std::path::Path::new(&corpus).join(name);
+        std::fs::create_dir_all(&corpus).expect("directory");
+        for (i, seed) in seeds.iter().enumerate() {
+            std::fs::write(corpus.join(format!("seed-{i}")), seed).expect("write");
+        }
+    }
     let (begun, mut tried) = (Instant::now(), 0u64);
     while begun.elapsed() < patience() && (tried < 50_000 || patience() > Duration::from_secs(5)) {
         let mut random = Rng::with_seed(tried);
