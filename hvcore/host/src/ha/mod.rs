@@ -217,6 +217,12 @@ impl<P: Platform> Host<P> {
             };
             if report != last {
                 it.told[place] = report;
+                if report == Some(VmReport::Running) && core::mem::take(&mut it.attempts[place]) > 0
+                {
+                    // The switches still know it where its old host was, and it may be silent until it is asked.
+                    let macs = it.setup.vms[place].config.nics.clone();
+                    self.announce(&macs);
+                }
                 let vm = VmIndex(u16::try_from(place).unwrap_or(u16::MAX));
                 it.pool.set_vm(self.platform.now_ns(), vm, report);
                 self.do_actions(it);

@@ -96,7 +96,9 @@ impl StateLink {
     pub fn new<P: Platform>(stack: &mut Stack, platform: &P, config: &HostConfig) -> Self {
         let mut seed = [0; 4];
         platform.random(&mut seed);
-        let settings = ClientConfig::new(config.name.clone(), u32::from_ne_bytes(seed));
+        // Another machine to the server, or it might take a call for a repetition of one on the disks' connection.
+        let machine = config.name.clone() + "-pool";
+        let settings = ClientConfig::new(machine, u32::from_ne_bytes(seed));
         Self {
             socket: stack.add_socket(BUFFERS),
             server: config.nfs,

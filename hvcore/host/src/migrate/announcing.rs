@@ -26,7 +26,7 @@ impl<P: Platform> Host<P> {
     }
 
     /// Announces a guest's cards now, and again later for whoever missed it.
-    pub(super) fn announce(&mut self, macs: &[[u8; 6]]) {
+    pub(crate) fn announce(&mut self, macs: &[[u8; 6]]) {
         let now = self.platform.now_ns();
         for delay in announce::REPEATS_NS {
             self.announcements

@@ -1,6 +1,7 @@
 //! Whole hosts in a simulated pool: real drivers in the guest, real TCP between the hosts, a model of the storage server,
 //! one virtual clock. A seed reproduces a run.
 
+mod availability;
 mod cpu;
 mod lab;
 mod platform;

@@ -6,6 +6,7 @@ use std::{
 };
 
 use host::{Host, HostConfig, platform::Nic};
+use host_protocol::pool::{PoolHost, PoolSetup, ProtectedVm};
 use host_protocol::{
     Command, DiskConfig, HostEvent, MigrationConfig, VERSION, VmConfig, auth::PoolKey,
 };
@@ -84,6 +85,8 @@ impl World {
         let mut server = Server::new();
         server.put("vmlinuz", kernel());
         server.put("disk.vhd", disk());
+        server.put("statefile", vec![0; 4 * 4096]);
+        server.put("pool", Vec::new());
         let outside: Vec<_> = (0..2).map(|_| Outside::default()).collect();
         let hosts = (0..2_u8)
             .map(|number| {
@@ -150,6 +153,28 @@ impl World {
                 read_only: false,
             }],
             nics: vec![GUEST_MAC],
+        }
+    }
+
+    /// The pool of both hosts, which protects the guest.
+    pub fn pool(work: &str) -> PoolSetup {
+        PoolSetup {
+            pool: [4; 16],
+            repository: String::from("sr"),
+            hosts: (0..2)
+                .map(|number| PoolHost {
+                    name: format!("h{number}"),
+                    memory_mib: 64,
+                })
+                .collect(),
+            vms: vec![ProtectedVm {
+                config: Self::vm(work),
+                priority: 0,
+                order: 0,
+                start_delay_ms: 0,
+                best_effort: false,
+            }],
+            failures_to_tolerate: 1,
         }
     }
 

@@ -1,0 +1,144 @@
+//! A pool of whole hosts: what becomes of the guest when its host loses power, or only the network.
+
+use host_protocol::{Command, HostEvent, Reply, pool::PoolMark};
+
+use crate::{
+    MS,
+    world::{VM, World},
+};
+
+/// A pool whose first host runs the guest.
+fn protected(seed: u64, work: &str) -> World {
+    let mut world = World::new(seed);
+    world
+        .run_until(5_000 * MS, |world| {
+            world.clients.iter().all(|client| client.proved)
+        })
+        .unwrap();
+    for host in 0..2 {
+        ask(&mut world, host, Command::Protect(World::pool(work))).unwrap();
+    }
+    let members = |world: &mut World, host| match ask(world, host, Command::PoolStatus) {
+        Ok(Reply::Pool(status)) if status.permitted => {
+            status.hosts.iter().filter(|host| host.1).count()
+        }
+        Ok(_) => 0,
+        Err(why) => panic!("{why}"),
+    };
+    let formed = |world: &mut World| members(world, 0) == 2 && members(world, 1) == 2;
+    for _ in 0..50 {
+        if formed(&mut world) {
+            break;
+        }
+        world.run_for(100 * MS).unwrap();
+    }
+    assert!(formed(&mut world), "the pool did not form");
+    ask(&mut world, 0, Command::Start(World::vm(work))).unwrap();
+    world.run_for(20 * MS).unwrap();
+    world.probe.next_at = world.now.get();
+    world
+        .run_until(1_000 * MS, |world| world.running() == [0])
+        .unwrap();
+    world.run_for(500 * MS).unwrap();
+    world
+}
+
+fn ask(world: &mut World, host: usize, command: Command) -> Result<Reply, String> {
+    let number = world.clients[host].command(command);
+    world.run_until(5_000 * MS, |world| {
+        world.clients[host].answers.contains_key(&number)
+    })?;
+    world.clients[host].answers[&number].clone()
+}
+
+fn marks(world: &World, host: usize) -> Vec<PoolMark> {
+    let events = world.events(host).iter();
+    events
+        .filter_map(|event| match event {
+            HostEvent::Pool { mark, .. } => Some(*mark),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn a_pulled_hosts_guest_restarts_on_the_other() {
+    for seed in 0..5 {
+        let mut world = protected(seed, "w");
+        let pause = world.rng.u64(..500 * MS);
+        world.run_for(pause).unwrap();
+        let before = marks(&world, 1).len();
+        let pulled = world.now.get();
+        world.kill(0);
+        if let Err(why) = world.run_until(5_000 * MS, |world| world.running() == [1]) {
+            panic!("{why}: {:#?}", world.events(1));
+        }
+        let outage = world.now.get() - pulled;
+        println!(
+            "seed {seed}: the guest answers {} ms after the pull",
+            outage / MS
+        );
+        assert!(outage < 2_000 * MS, "{} ms", outage / MS);
+        world.run_for(200 * MS).unwrap();
+        let told: Vec<_> = marks(&world, 1)[before..]
+            .iter()
+            .filter(|mark| !matches!(mark, PoolMark::Note | PoolMark::Protection))
+            .copied()
+            .collect();
+        assert_eq!(
+            told,
+            [
+                PoolMark::Suspected,
+                PoolMark::DeclaredDead,
+                PoolMark::Liveset,
+                PoolMark::Fenced,
+                PoolMark::Restart,
+                PoolMark::Restarted,
+            ]
+        );
+        world.check_guest(1).unwrap();
+    }
+}
+
+#[test]
+fn a_cut_of_the_network_between_the_hosts_moves_nothing() {
+    let mut world = protected(1, "w");
+    let before = [marks(&world, 0).len(), marks(&world, 1).len()];
+    world.wire.migration_cut = true;
+    world.run_for(4_000 * MS).unwrap();
+    assert_eq!(world.running(), [0]);
+    world.wire.migration_cut = false;
+    world.run_for(1_000 * MS).unwrap();
+    assert_eq!(world.running(), [0]);
+    for (host, before) in before.into_iter().enumerate() {
+        let told = &marks(&world, host)[before..];
+        assert!(told.iter().all(|mark| *mark == PoolMark::Note), "{told:?}");
+    }
+    world.check_guest(0).unwrap();
+}
+
+#[test]
+fn a_protected_guest_moves_without_a_restart() {
+    let mut world = protected(1, "w");
+    let number = world.migrate(0, 1, Default::default());
+    world
+        .run_until(10_000 * MS, |world| {
+            world.clients[0].answers.contains_key(&number)
+        })
+        .unwrap();
+    world.clients[0].answers[&number].clone().unwrap();
+    world.run_for(4_000 * MS).unwrap();
+    assert_eq!(world.running(), [1]);
+    let restart = |mark: &PoolMark| matches!(mark, PoolMark::Restart | PoolMark::DeclaredDead);
+    assert!(!marks(&world, 0).iter().any(restart));
+    match ask(&mut world, 0, Command::PoolStatus) {
+        Ok(Reply::Pool(status)) => {
+            let (id, place, protection) = &status.vms[0];
+            assert_eq!(*id, VM);
+            assert_eq!(place, "running on h1");
+            assert_eq!(protection, "restart");
+            assert_eq!(status.plan[1], "if h1 fails: guest to h0");
+        }
+        other => panic!("{other:?}"),
+    }
+}
