@@ -5,6 +5,7 @@
 //! benches measure. A lab takes the whole machine, so one test at a time has one.
 
 mod by_hand;
+mod endings;
 mod faults;
 mod log;
 mod real_lab;
