@@ -48,6 +48,8 @@ const NEEDS: &[(&str, &str)] = &[
     ("sc", "sc"),
     ("script", "bsdutils"),
     ("ssh", "openssh-client"),
+    ("chromium", "chromium"),
+    ("git", "git"),
 ];
 
 /// Packages must not ask for their configuration.

@@ -3,6 +3,7 @@
 use std::{fs, path::Path};
 
 use lab_protocol::{Event, Phase, ProbeKind, Record, Role, SCHEMA};
+use scenarios::report::run::figures_of;
 use scenarios::report::{Limits, Run, figure};
 
 const MS: u64 = 1_000_000;
@@ -17,6 +18,8 @@ enum Place {
     Pause,
     /// After the guest's first frame, with nothing to explain it.
     Network,
+    /// The storage server answers the hand-over of the lease late.
+    Storage,
     /// The probe sends late.
     Probe,
 }
@@ -61,11 +64,16 @@ fn run(stalls: &[u64], place: Place) -> Vec<Record> {
         let begin = SECOND + index as u64 * 10 * SECOND;
         let stop = begin + 5 * SECOND;
         let run_on = stop
-            + if place == Place::Pause {
-                *stall
-            } else {
-                4 * MS
+            + match place {
+                Place::Pause => *stall,
+                Place::Storage => 4 * MS + stall,
+                Place::Network | Place::Probe => 4 * MS,
             };
+        // The lease moves late, and with it all that follows.
+        let handed_over = match place {
+            Place::Storage => stop + 4 * MS + stall - MS / 2,
+            _ => stop + 4 * MS,
+        };
         let vm = || "session".to_owned();
         let phase = |log: &mut Log, t, role, phase| {
             let host = if role == Role::Source { "h1" } else { "h2" };
@@ -99,7 +107,7 @@ fn run(stalls: &[u64], place: Place) -> Vec<Record> {
             Role::Destination,
             Phase::LeaseHandOver,
         );
-        phase(&mut log, stop + 4 * MS, Role::Destination, Phase::Resume);
+        phase(&mut log, handed_over, Role::Destination, Phase::Resume);
         log.push(
             run_on,
             "h2",
@@ -139,7 +147,7 @@ fn run(stalls: &[u64], place: Place) -> Vec<Record> {
 
         // Answers due while the guest cannot answer come when it can again.
         let silent = match place {
-            Place::Pause => stop..run_on,
+            Place::Pause | Place::Storage => stop..run_on,
             Place::Network | Place::Probe => stop + 20 * MS..stop + 20 * MS + stall,
         };
         let answers_ns = (0..10_000)
@@ -199,21 +207,19 @@ fn run(stalls: &[u64], place: Place) -> Vec<Record> {
     log.0
 }
 
-/// The longest silence by the raw samples alone, without any code of the report.
+/// The longest silence by the raw samples alone, computed by a script that shares nothing with the report.
 fn longest_silence_of(csv: &Path) -> f64 {
-    let text = fs::read_to_string(csv).unwrap();
-    let mut answers: Vec<u64> = text
-        .lines()
-        .skip(1)
-        .filter_map(|line| line.split_once(',')?.1.parse().ok())
-        .collect();
-    answers.sort_unstable();
-    answers
-        .windows(2)
-        .map(|pair| pair[1] - pair[0])
-        .max()
-        .unwrap() as f64
-        / 1e6
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recompute.sh");
+    let output = std::process::Command::new("sh")
+        .arg(script)
+        .arg(csv)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let silence = said.split_whitespace().next().unwrap_or_default();
+    silence
+        .parse()
+        .unwrap_or_else(|_| panic!("the script says {said}"))
 }
 
 #[test]
@@ -240,6 +246,73 @@ fn a_pause_is_found_at_its_length_and_named() {
         assert!(one.unattributed_ms.unwrap() / gap < 0.05, "{one:?}");
         assert_eq!(one.udp_baseline_gap_ms, Some(1.0));
     }
+}
+
+#[test]
+fn a_storage_server_that_stalls_is_found_at_its_length_and_named() {
+    for stall in [10, 50, 200, 1000] {
+        let run = Run::of(&run(&[stall * MS], Place::Storage), &Limits::default());
+        let one = &run.report.migrations[0];
+        let gap = one.udp_gap_ms.unwrap();
+        let expected = stall as f64 + 4.0;
+        assert!(
+            (gap - expected).abs() <= 1.5,
+            "{gap} ms found for {expected} ms"
+        );
+        assert_eq!(one.pause_ms, Some(expected));
+        let lease = one
+            .phases
+            .iter()
+            .find(|phase| phase.name == "lease hand-over")
+            .unwrap();
+        assert!((lease.ms - stall as f64).abs() <= 1.5, "{:?}", one.phases);
+        assert!(one.unattributed_ms.unwrap() / gap < 0.05, "{one:?}");
+    }
+}
+
+/// The disk probe's figure, from the times at which records were reported.
+#[test]
+fn a_disk_that_stalls_is_found_at_its_length() {
+    for stall in [10, 50, 200, 1000] {
+        let mut log = Log(Vec::new());
+        for number in 0..100 {
+            let late = if number >= 50 { stall * MS } else { 0 };
+            let event = Event::DiskRecord {
+                vm: "session".into(),
+                number,
+            };
+            log.push(SECOND + number * 20 * MS + late, "session", event);
+        }
+        let report = Run::of(&log.0, &Limits::default()).report;
+        let figures = figures_of(&report, &log.0);
+        assert_eq!(figures["run-disk-gap"], [20.0 + stall as f64]);
+    }
+}
+
+/// A fault in the quiet time is nothing that is usual: it may not explain an interruption later.
+#[test]
+fn a_fault_is_no_baseline() {
+    let mut records = run(&[30 * MS], Place::Pause);
+    let quiet = Run::of(&records, &Limits::default()).report.migrations[0].udp_baseline_gap_ms;
+    assert_eq!(quiet, Some(1.0));
+    for record in &mut records {
+        if let Event::ProbeSamples { answers_ns, .. } = &mut record.event {
+            // Two seconds into the run nothing is answered for a second.
+            for (index, answer) in answers_ns.iter_mut().enumerate().skip(2000).take(1000) {
+                *answer = Some((3000 - index as u64) * MS);
+            }
+        }
+    }
+    let mut log = Log(records);
+    let fault = |fault: &str| Event::LinkFault {
+        link: "h1:session>".into(),
+        fault: fault.into(),
+    };
+    log.push(2 * SECOND + SECOND, "lab", fault("cut"));
+    log.push(3 * SECOND + SECOND, "lab", fault("healed"));
+    log.0.sort_by_key(|record| record.t_ns);
+    let report = Run::of(&log.0, &Limits::default()).report;
+    assert_eq!(report.migrations[0].udp_baseline_gap_ms, Some(1.0));
 }
 
 #[test]

@@ -157,7 +157,10 @@ pub fn is_running(folder: &Path) -> Result<bool> {
 }
 
 /// Kills the processes of labs below `base` that were themselves killed.
-fn end_leftovers(base: &Path) -> Result<()> {
+///
+/// # Errors
+/// When a list of processes cannot be read.
+pub fn end_leftovers(base: &Path) -> Result<()> {
     for folder in fs::read_dir(base).with_context(|| format!("cannot read {}", base.display()))? {
         let folder = folder?.path();
         let list = folder.join("processes.json");

@@ -40,6 +40,8 @@ fn help_is_as_written_down() {
         ("help-up.txt", &["up", "--help"]),
         ("help-vm-migrate.txt", &["vm", "migrate", "--help"]),
         ("help-link-set.txt", &["link", "set", "--help"]),
+        ("help-run.txt", &["run", "--help"]),
+        ("help-compare.txt", &["compare", "--help"]),
     ] {
         let output = elab(folder.path(), arguments);
         assert!(output.status.success());
@@ -106,4 +108,46 @@ fn doctor_speaks_json_and_its_code_says_whether_all_is_there() {
     for finding in findings.iter().filter(|finding| finding["ok"] == false) {
         assert_ne!(finding["remedy"], "", "{finding}");
     }
+}
+
+#[test]
+fn a_wrong_scenario_ends_with_2_and_is_told_where() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(
+        folder.path().join("wrong.toml"),
+        "name = \"x\"\nwhy = \"A test.\"\n[[gests]]\nname = \"session\"\n",
+    )
+    .unwrap();
+    for arguments in [["check", "wrong.toml"], ["run", "wrong.toml"]] {
+        let output = elab(folder.path(), &arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let error = text(&output.stderr);
+        assert!(
+            error.contains("wrong.toml:3:3: unknown field `gests`"),
+            "{error}"
+        );
+        assert!(error.contains("did you mean `guests`?"), "{error}");
+    }
+    let output = elab(folder.path(), &["run", "no-such-scenario"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(!folder.path().join(".elab/run").exists());
+}
+
+#[test]
+fn what_a_scenario_can_say_is_printed() {
+    let folder = tempfile::tempdir().unwrap();
+    let schema = elab(folder.path(), &["schema"]);
+    let schema: serde_json::Value = serde_json::from_slice(&schema.stdout).unwrap();
+    assert!(schema["properties"]["steps"].is_object());
+    let list = elab(folder.path(), &["list", "--json"]);
+    let list: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
+    let names: Vec<_> = list
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|one| one["name"].as_str())
+        .collect();
+    assert!(names.contains(&"demo") && names.len() > 10, "{names:?}");
+    let figures = text(&elab(folder.path(), &["list", "--figures"]).stdout);
+    assert!(figures.contains("longest-echo"), "{figures}");
 }

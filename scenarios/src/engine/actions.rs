@@ -199,9 +199,9 @@ impl Action {
         let vm = guest.to_owned();
         match fault {
             GuestFaultKind::Kill => self.tell(&Command::VmDestroy { vm }),
-            // The answer may not come any more: what the guest was told it does all the same.
+            // Without the first the kernel would reboot after its panic, as the session guest is told to.
             GuestFaultKind::Hang => {
-                let crash = "echo 1 > /proc/sys/kernel/sysrq; (sleep 0.2; echo c > /proc/sysrq-trigger) >/dev/null 2>&1 &";
+                let crash = "echo 0 > /proc/sys/kernel/panic; echo 1 > /proc/sys/kernel/sysrq; (sleep 0.2; echo c > /proc/sysrq-trigger) >/dev/null 2>&1 &";
                 sessions::output(&*self.lab, guest, crash).map(drop)?;
                 Ok(String::new())
             }

@@ -259,18 +259,24 @@ impl Engine {
             Err(GaveUp::Interrupted) => return Err(Ended::Interrupted),
             Err(GaveUp::Deadline) => Err("not done in time".into()),
         };
+        if !step.background {
+            self.report_end(index, name, &result);
+        }
         match result {
             Ok(detail) => {
-                self.report(index, name, "done", &detail);
                 if !detail.is_empty() && step.mark.is_none() {
                     (self.drive.progress)(&format!("{name}: {detail}"));
                 }
                 Ok(())
             }
-            Err(error) => {
-                self.report(index, name, "failed", &error);
-                Err(Ended::Failed(format!("{name}: {error}")))
-            }
+            Err(error) => Err(Ended::Failed(format!("{name}: {error}"))),
+        }
+    }
+
+    fn report_end(&self, index: usize, name: &str, result: &Result<String, String>) {
+        match result {
+            Ok(detail) => self.report(index, name, "done", detail),
+            Err(error) => self.report(index, name, "failed", error),
         }
     }
 
@@ -331,7 +337,19 @@ impl Engine {
                 }
                 self.records.push(record);
             }
-            Input::Done { step, result } => self.results[step] = Some(result),
+            Input::Done { step, result } => {
+                let scenario = Arc::clone(&self.scenario);
+                // Nobody waits for it now: the log has its end at its time.
+                if let Some(one) = scenario
+                    .steps
+                    .get_ref()
+                    .get(step)
+                    .filter(|one| one.background)
+                {
+                    self.report_end(step, &describe(step, one), &result);
+                }
+                self.results[step] = Some(result);
+            }
             Input::Interrupted => self.interrupted = true,
         }
     }

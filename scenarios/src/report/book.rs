@@ -318,36 +318,36 @@ fn headline(report: &ScenarioReport) -> String {
         );
     }
     let mut sentences = Vec::new();
-    let moved = report
-        .figures
-        .get("longest-echo")
-        .or(report.figures.get("total"));
-    if let Some(echo) = report.figures.get("longest-echo") {
-        let spread = echo.spread;
-        let several = echo.samples.len() > 1;
-        let tail = if several {
-            format!(
-                " (median of {} migrations; p95 {:.0}, worst {:.0})",
-                echo.samples.len(),
-                spread.p95,
-                spread.max
-            )
-        } else {
-            String::new()
-        };
-        sentences.push(format!(
-            "Typing stood still for {:.0} ms{tail} while the guest moved",
-            spread.median
-        ));
-    } else if let Some(echo) = report.figures.get("run-echo-worst") {
+    let moving = report.figures.get("longest-echo");
+    let whole = report.figures.get("run-echo-worst");
+    // What was felt most may have had nothing to do with a migration.
+    let elsewhere = whole
+        .filter(|whole| moving.is_none_or(|moving| whole.spread.max > moving.spread.max * 1.05));
+    if let Some(whole) = elsewhere {
         sentences.push(format!(
             "The longest wait for an echo was {:.0} ms",
-            echo.spread.max
+            whole.spread.max
         ));
+    }
+    if let Some(echo) = moving {
+        let spread = echo.spread;
+        let tail = match echo.samples.len() {
+            1 => String::new(),
+            several => format!(
+                " (median of {several} migrations; p95 {:.0}, worst {:.0})",
+                spread.p95, spread.max
+            ),
+        };
+        let words = if elsewhere.is_some() {
+            "while the guest moved it was"
+        } else {
+            "While the guest moved, typing stood still for"
+        };
+        sentences.push(format!("{words} {:.0} ms{tail}", spread.median));
     }
     if let Some(pause) = report.figures.get("vcpu-pause")
         && let Some(gap) = report.figures.get("udp-gap")
-        && moved.is_some()
+        && elsewhere.is_none()
     {
         sentences.push(format!(
             "its CPU stood still for {:.0} ms and the network was silent for {:.0} ms (medians)",

@@ -14,7 +14,7 @@ mod samples;
 pub mod screen;
 mod terminal;
 
-use std::{fs, io, path::Path};
+use std::{collections::BTreeMap, fs, io, path::Path};
 
 use lab_protocol::{Event, ProbeKind, Record};
 use serde::{Deserialize, Serialize};
@@ -356,8 +356,65 @@ fn quiet_windows(records: &[Record], migrations: &[migration::Migration]) -> Vec
         start_ns,
         end_ns: end,
     });
-    quiet.retain(|window| window.len_ns() > 0);
-    quiet
+    without(quiet, &disturbances(records, end))
+}
+
+/// The stretches in which a fault was in effect, and a second after: what is usual does not show there.
+fn disturbances(records: &[Record], end_ns: u64) -> Vec<Window> {
+    const AFTERMATH_NS: u64 = 1_000_000_000;
+    let mut open: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut all = Vec::new();
+    for record in records {
+        let (what, begins) = match &record.event {
+            Event::LinkFault { link, fault } => (link.as_str(), fault != "healed"),
+            Event::StorageState { state } => (
+                "storage server",
+                matches!(state.as_str(), "paused" | "killed" | "died"),
+            ),
+            Event::HostPower { host, state } => (
+                host.as_str(),
+                matches!(state.as_str(), "frozen" | "pulled" | "died"),
+            ),
+            _ => continue,
+        };
+        if begins {
+            open.entry(what).or_insert(record.t_ns);
+        } else if let Some(start_ns) = open.remove(what) {
+            all.push(Window {
+                start_ns,
+                end_ns: record.t_ns + AFTERMATH_NS,
+            });
+        }
+    }
+    all.extend(
+        open.into_values()
+            .map(|start_ns| Window { start_ns, end_ns }),
+    );
+    all
+}
+
+/// What is left of some stretches without others.
+fn without(stretches: Vec<Window>, others: &[Window]) -> Vec<Window> {
+    let whole = stretches
+        .into_iter()
+        .filter(|one| one.len_ns() > 0)
+        .collect();
+    others.iter().fold(whole, |left: Vec<Window>, other| {
+        left.into_iter()
+            .flat_map(|one| {
+                let before = Window {
+                    end_ns: one.end_ns.min(other.start_ns),
+                    ..one
+                };
+                let after = Window {
+                    start_ns: one.start_ns.max(other.end_ns),
+                    ..one
+                };
+                [before, after]
+            })
+            .filter(|one| one.len_ns() > 0)
+            .collect()
+    })
 }
 
 /// The last quiet stretch before a moment, no longer than `len_ns`: a longest silence grows with the time in which it is looked

@@ -269,7 +269,7 @@ fn dots(out: &mut String, scenario: &ScenarioReport) {
         }
         for (index, value) in values.samples.iter().enumerate() {
             // Neighbours are set apart in a fixed pattern, so that equal values do not hide one another.
-            let shift = f64::from(u8::try_from(index % 5).unwrap_or(0)) * 4.0 - 8.0;
+            let shift = [0.0, -5.0, 5.0, -9.0, 9.0][index % 5];
             draw!(
                 out,
                 r#"<circle class="key" cx="{:.1}" cy="{:.1}" r="3.4"><title>{value:.1} ms</title></circle>"#,
@@ -489,7 +489,7 @@ fn runs(out: &mut String, scenario: &ScenarioReport) {
     out.push_str("<h3>Runs</h3>");
     table(
         out,
-        &["", "run", "seed", "took", "folder", "why", "again"],
+        &["", "run", "seed", "took", "folder", "again", "why"],
         scenario.runs.iter().map(|run| {
             let (class, word) = shown(run.verdict);
             vec![
@@ -498,8 +498,8 @@ fn runs(out: &mut String, scenario: &ScenarioReport) {
                 run.seed.to_string(),
                 format!("{:.0} s", run.seconds),
                 format!(r#"<a href="{0}/report.html">{0}</a>"#, escape(&run.folder)),
-                escape(&run.reasons.join("; ")),
                 format!("<code>{}</code>", escape(&run.command)),
+                escape(&run.reasons.join("; ")),
             ]
         }),
     );

@@ -2,6 +2,8 @@ for (const figure of document.querySelectorAll("figure.player")) {
   const data = JSON.parse(figure.querySelector("script").textContent);
   const [screen, button, slider, time, jump] = ["pre", "button", "input", "output", "select"].map((name) => figure.querySelector(name));
   figure.querySelector(".controls").hidden = false;
+  slider.value = data.end;
+  time.textContent = `${(data.end / 1000).toFixed(1)} s`;
   for (const [ms, text] of data.marks) jump.add(new Option(`${(ms / 1000).toFixed(2)} s  ${text}`, ms));
   let rows = [], next = 0, timer = 0;
   const show = (ms) => {

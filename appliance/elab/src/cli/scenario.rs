@@ -14,6 +14,7 @@ use scenarios::scenario::{self, Scenario, Variant, figure, library};
 use super::run::progress;
 use crate::assembly;
 use crate::interrupt::{self, Interrupts};
+use crate::run_folder::RUNS;
 use crate::scenario_run::many::{self, Job, Weight};
 use crate::scenario_run::one::{self, Order};
 use crate::scenario_run::results::{self, RESULTS, Retention};
@@ -197,6 +198,7 @@ pub fn run(arguments: &RunArguments) -> Result<ExitCode> {
         1 => first.variants[0].scenario.name.get_ref().clone(),
         _ => arguments.tag.clone().unwrap_or_else(|| "several".into()),
     };
+    results::sweep(Path::new(RUNS))?;
     let folder = results::begin(Path::new(RESULTS), &name, Retention::default())?;
     // Built once and before the first run, not by each.
     let image = image(arguments)?;

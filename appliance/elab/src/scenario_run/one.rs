@@ -96,6 +96,7 @@ pub fn run(order: &Order, interrupts: &Interrupts, progress: &dyn Fn(&str)) -> R
     let machine = Fingerprint::of_this_machine(factor, hash_of_image(&artifacts)?);
     let lab = Lab::start(assembly::lab_config(&choices, &artifacts, &accelerator)?)?;
     let folder = lab.folder().to_owned();
+    std::fs::write(folder.join(SCENARIO_FILE), &order.text).context("cannot write the scenario")?;
     let stopper = lab.stopper();
     interrupts.on_interrupt(move || stopper.stop());
     let ended = match act(order, lab, &artifacts, factor, interrupts, progress) {
@@ -308,7 +309,6 @@ fn judge(
         echoes_ms: measured.echoes_ms(),
         measured: Some(measured.report.clone()),
     };
-    std::fs::write(folder.join(SCENARIO_FILE), &order.text).context("cannot write the scenario")?;
     measured.write(folder).context("cannot write the report")?;
     evidence::write_file_systems(folder, &file_systems).context("cannot write evidence")?;
     evidence::finish(folder, &report.scenario, records).context("cannot write evidence")?;

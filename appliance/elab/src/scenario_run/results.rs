@@ -8,6 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use scenarios::evidence;
 
+use super::one::SCENARIO_FILE;
+use crate::run_folder;
+
 /// Results, below the working folder.
 pub const RESULTS: &str = ".elab/results";
 /// A link to the newest.
@@ -59,6 +62,27 @@ pub fn begin(base: &Path, name: &str, retention: Retention) -> Result<PathBuf> {
         let _ = symlink(name, &latest);
     }
     Ok(folder)
+}
+
+/// Removes what runs that were killed have left below `runs`. Their processes went with them; those that slipped through
+/// are ended here.
+///
+/// # Errors
+/// When a folder cannot be looked at or removed.
+pub fn sweep(runs: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(runs) else {
+        return Ok(());
+    };
+    for entry in entries {
+        let folder = entry.context("cannot read the folder of runs")?.path();
+        // Labs of other commands keep their folders: only a run has its scenario with it.
+        if folder.join(SCENARIO_FILE).is_file() && !run_folder::is_running(&folder)? {
+            run_folder::end_leftovers(runs)?;
+            fs::remove_dir_all(&folder)
+                .with_context(|| format!("cannot delete {}", folder.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Moves the folder of a run that has ended to its results.
@@ -153,6 +177,22 @@ mod tests {
         assert_eq!(stamp(951_782_399), "20000228T235959Z");
         assert_eq!(stamp(951_782_400), "20000229T000000Z");
         assert_eq!(stamp(1_795_279_415), "20261121T164335Z");
+    }
+
+    #[test]
+    fn what_killed_runs_left_goes_and_other_labs_stay() {
+        let runs = tempfile::tempdir().unwrap();
+        for (name, scenario) in [("demo-1", true), ("lab", false)] {
+            fs::create_dir(runs.path().join(name)).unwrap();
+            if scenario {
+                fs::write(runs.path().join(name).join(SCENARIO_FILE), "").unwrap();
+            }
+        }
+        let living = run_folder::RunFolder::take(runs.path(), "demo-2").unwrap();
+        fs::write(living.file(SCENARIO_FILE), "").unwrap();
+        sweep(runs.path()).unwrap();
+        let left = ["demo-1", "demo-2", "lab"].map(|name| runs.path().join(name).exists());
+        assert_eq!(left, [false, true, true]);
     }
 
     #[test]
