@@ -84,12 +84,16 @@ fn a_host_reads_and_writes_over_frames() {
     }
 
     // A round trip takes no timer of TCP: none of ours is below a millisecond, and delayed ACKs take 10.
-    let begun = Instant::now();
-    for _ in 0..50 {
-        client.read(file, 0, 4096).expect("read");
-    }
-    let mean = begun.elapsed() / 50;
-    assert!(mean < Duration::from_millis(8), "{mean:?} a read");
+    let mut times: Vec<Duration> = (0..50)
+        .map(|_| {
+            let begun = Instant::now();
+            client.read(file, 0, 4096).expect("read");
+            begun.elapsed()
+        })
+        .collect();
+    // A timer would show in each of them, a busy machine in some.
+    times.sort();
+    assert!(times[25] < Duration::from_millis(8), "{times:?}");
     server.kill().expect("kill");
     server.wait().expect("reaped");
 }
