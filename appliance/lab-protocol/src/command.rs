@@ -128,6 +128,12 @@ pub enum Command {
     LinkHeal {
         link: String,
     },
+    /// Make the hosts a pool that restarts the VMs of hosts that fail, and can bear so many failures.
+    HaEnable {
+        failures: u8,
+    },
+    /// The pool as each of its hosts sees it.
+    HaStatus,
     StoragePause,
     StorageResume,
     StorageKill,

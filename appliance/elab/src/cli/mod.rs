@@ -261,6 +261,15 @@ pub enum Action {
         #[command(subcommand)]
         action: LinkAction,
     },
+    /// Have the VMs of hosts that fail restarted, and ask what the pool would do
+    Ha {
+        /// Which lab
+        #[command(flatten)]
+        which: Which,
+        /// What to do
+        #[command(subcommand)]
+        action: HaAction,
+    },
     /// Freeze, kill and start the storage server
     Sr {
         /// Which lab
@@ -445,6 +454,21 @@ pub enum LinkAction {
         /// For instance h1:mgmt
         link: String,
     },
+}
+
+/// `elab ha ...`
+#[derive(Clone, Debug, Subcommand)]
+pub enum HaAction {
+    /// Make the lab's hosts a pool that protects all its VMs
+    ///
+    /// From then on, the VMs of a host that fails are restarted on the others.
+    Enable {
+        /// How many hosts may fail at once with every VM restarted
+        #[arg(long, default_value_t = 1)]
+        failures: u8,
+    },
+    /// Print, as JSON, the pool as each of its hosts sees it, with what would happen if a host failed
+    Status,
 }
 
 /// `elab sr ...`

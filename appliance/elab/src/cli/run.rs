@@ -9,7 +9,8 @@ use lab_protocol::Command;
 
 use super::{
     Action, BenchArguments, Build, CannotRun, Cli, DEFAULT_DIRTY, DEFAULT_PROBE_HZ, DemoArguments,
-    DemoName, HostAction, LinkAction, SrAction, VmAction, Which, evidence, scenario, status,
+    DemoName, HaAction, HostAction, LinkAction, SrAction, VmAction, Which, evidence, scenario,
+    status,
 };
 use crate::assembly::{self, Choices, GUEST};
 use crate::client::Client;
@@ -90,6 +91,15 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
                 tell(&which, &Command::LinkSet { link, fault })
             }
             LinkAction::Heal { link } => tell(&which, &Command::LinkHeal { link }),
+        },
+        Action::Ha { which, action } => match action {
+            HaAction::Enable { failures } => tell(&which, &Command::HaEnable { failures }),
+            HaAction::Status => {
+                let mut client = Client::connect(Path::new(RUNS), &which.name)?;
+                let views = client.execute(&Command::HaStatus)?;
+                println!("{}", serde_json::to_string_pretty(&views)?);
+                Ok(ExitCode::SUCCESS)
+            }
         },
         Action::Sr { which, action } => tell(
             &which,

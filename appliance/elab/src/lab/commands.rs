@@ -37,6 +37,8 @@ impl Inner {
             Command::ConsoleInput { vm, text } => self.console_input(vm, text)?,
             Command::LinkSet { link, fault } => self.set_link(link, fault)?,
             Command::LinkHeal { link } => self.set_link(link, &LinkFault::default())?,
+            Command::HaEnable { failures } => self.ha_enable(*failures)?,
+            Command::HaStatus => return self.ha_status(),
             Command::StoragePause => self.pause_storage(true)?,
             Command::StorageResume => self.pause_storage(false)?,
             Command::StorageKill => self.kill_storage()?,

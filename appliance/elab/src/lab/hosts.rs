@@ -249,6 +249,9 @@ impl Inner {
         if current.is_none() {
             return Ok(());
         }
+        if let Some(setup) = self.lock().pool.clone() {
+            connection.tell(host_protocol::Command::Protect(setup))?;
+        }
         let error = listener.run(|heard| self.hear(&spec.name, heard));
         self.update(|state| {
             if let Some(host) = state.hosts.get_mut(&spec.name)

@@ -4,6 +4,7 @@
 //! `lab.sock` or from a test. Whoever waits, waits on one condition variable over [`state::State`], with a deadline;
 //! host connections and child processes report from threads of their own.
 
+mod availability;
 mod commands;
 mod hosts;
 mod reconcile;

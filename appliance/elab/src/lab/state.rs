@@ -84,6 +84,8 @@ pub(crate) struct State {
     /// Who holds the lease of a disk, as the storage server said last.
     pub(crate) leases: BTreeMap<String, String>,
     pub(crate) migrations: u32,
+    /// What each host is told after its boot, once availability is on.
+    pub(crate) pool: Option<host_protocol::pool::PoolSetup>,
     pub(crate) storage: Option<Arc<Process>>,
     pub(crate) storage_paused: bool,
     pub(crate) storage_ready: bool,
@@ -123,6 +125,7 @@ impl State {
                 .collect(),
             leases: BTreeMap::new(),
             migrations: 0,
+            pool: None,
             storage: None,
             storage_paused: false,
             storage_ready: false,
