@@ -15,6 +15,7 @@ use scenarios::report::{junit, markdown, screen};
 use scenarios::scenario::{self, library};
 
 use super::run::progress;
+use super::scenario::say;
 use crate::scenario_run::arms::{self, Arm};
 use crate::scenario_run::bisect::{self, Search};
 use crate::scenario_run::one;
@@ -84,17 +85,13 @@ pub struct BisectArguments {
 pub fn report(path: Option<PathBuf>, form: Form) -> Result<ExitCode> {
     let path = path.unwrap_or_else(|| Path::new(RESULTS).join("latest"));
     let book = book(&path)?;
-    match form {
-        Form::Text => print!("{}", screen::summary(&book)),
-        Form::Json => {
-            println!(
-                "{}",
-                serde_json::to_string_pretty(&book).context("cannot write JSON")?
-            );
-        }
-        Form::Markdown => print!("{}", markdown::text(&book)),
-        Form::Junit => print!("{}", junit::xml(&book).map_err(anyhow::Error::msg)?),
-    }
+    let text = match form {
+        Form::Text => screen::summary(&book),
+        Form::Json => serde_json::to_string_pretty(&book).context("cannot write JSON")? + "\n",
+        Form::Markdown => markdown::text(&book),
+        Form::Junit => junit::xml(&book).map_err(anyhow::Error::msg)?,
+    };
+    say(&text)?;
     Ok(ExitCode::from(book.verdict.exit_code()))
 }
 

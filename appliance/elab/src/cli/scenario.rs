@@ -1,5 +1,6 @@
 //! Commands about scenarios: run, check, list, schema.
 
+use std::io::{ErrorKind, Write, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -461,10 +462,10 @@ pub fn check(files: &[PathBuf]) -> Result<ExitCode> {
 /// When a scenario that comes with the program is wrong.
 pub fn list(json: bool, figures: bool) -> Result<ExitCode> {
     if figures {
-        for one in &figure::ALL {
-            println!("{:<22} {:<4} {}", one.name, one.unit, one.meaning);
-        }
-        return Ok(ExitCode::SUCCESS);
+        let lines = figure::ALL
+            .iter()
+            .map(|one| format!("{:<22} {:<4} {}\n", one.name, one.unit, one.meaning));
+        return say(&lines.collect::<String>());
     }
     let mut all: Vec<Scenario> = Vec::new();
     for included in library::ALL {
@@ -485,17 +486,17 @@ pub fn list(json: bool, figures: bool) -> Result<ExitCode> {
                 })
             })
             .collect();
-        println!(
-            "{}",
-            serde_json::to_string_pretty(&list).context("cannot write JSON")?
-        );
-        return Ok(ExitCode::SUCCESS);
+        let text = serde_json::to_string_pretty(&list).context("cannot write JSON")?;
+        return say(&format!(
+            "{text}
+"
+        ));
     }
-    for one in &all {
-        println!("{}  [{}]", one.name.get_ref(), one.tags.join(", "));
-        println!("    {}", one.why.get_ref().trim());
-    }
-    Ok(ExitCode::SUCCESS)
+    let lines = all.iter().map(|one| {
+        let (name, why) = (one.name.get_ref(), one.why.get_ref().trim());
+        format!("{name}  [{}]\n    {why}\n", one.tags.join(", "))
+    });
+    say(&lines.collect::<String>())
 }
 
 /// `elab schema`.
@@ -504,6 +505,13 @@ pub fn list(json: bool, figures: bool) -> Result<ExitCode> {
 /// Never in practice: a schema is JSON.
 pub fn schema() -> Result<ExitCode> {
     let text = serde_json::to_string_pretty(&scenario::schema()).context("cannot write JSON")?;
-    println!("{text}");
-    Ok(ExitCode::SUCCESS)
+    say(&format!("{text}\n"))
+}
+
+/// Prints a text. A reader that has had enough, such as `head`, is no error.
+pub(super) fn say(text: &str) -> Result<ExitCode> {
+    match stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot print"),
+        _ => Ok(ExitCode::SUCCESS),
+    }
 }
