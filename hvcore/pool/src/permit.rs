@@ -30,6 +30,8 @@ pub(crate) struct Permit {
     written: Option<u64>,
     /// Since when it has lapsed.
     lapsed: Option<u64>,
+    /// The same by the steady clock, as soon as it was looked at: a clock that is set ahead is no long standstill.
+    standstill: Option<u64>,
     /// A look at the generation, and when the write before it was sent.
     check: Option<(Token, u64)>,
     /// The first and the last moment at which the storage worked for others since it last did here.
@@ -45,6 +47,7 @@ impl Permit {
         Self {
             written: None,
             lapsed: Some(now),
+            standstill: None,
             check: None,
             others_storage: None,
         }
@@ -53,6 +56,7 @@ impl Permit {
     /// From now on guests stand still.
     pub fn lapse(&mut self, now: u64) {
         self.lapsed = Some(now);
+        self.standstill = None;
         self.check = None;
     }
 
@@ -184,10 +188,12 @@ impl Pool {
             Some(since) if leases_last && vouched.is_some_and(|sent| sent >= since) => {
                 self.end_lapse();
             }
-            Some(since) => {
+            Some(_) => {
                 // While all see each other, none of them can be replaced: their guests wait for the storage.
                 let seen = vouched.is_some_and(|sent| now < sent + timing.dead_ms * MS);
-                if now >= since + timing.fence_ms * MS && !seen && !self.storage_works() {
+                let steady = self.clocks.steady();
+                let since = *self.permit.standstill.get_or_insert(steady);
+                if steady >= since + timing.fence_ms * MS && !seen && !self.storage_works() {
                     return self.fence(FenceCause::Alone);
                 }
             }
