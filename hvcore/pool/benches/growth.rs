@@ -1,0 +1,44 @@
+//! What a pool costs as it grows: CPU time of all hosts together, the simulation of their network and storage included,
+//! for each second of one host.
+//!
+//! A heartbeat goes from each host to each other one, so the cost of a host grows with their number. The statefile has
+//! room for 256 hosts, which bounds a pool.
+
+#[path = "../tests/simulation/storage.rs"]
+#[allow(dead_code, reason = "a part of the simulation is enough")]
+mod storage;
+#[path = "../tests/simulation/world.rs"]
+#[allow(dead_code, reason = "a part of the simulation is enough")]
+mod world;
+
+use std::time::Instant;
+
+use pool::Safeguards;
+use world::{SECOND, Shape, World};
+
+/// Virtual time that is measured.
+const SECONDS: u64 = 3;
+
+fn main() {
+    println!("hosts  us of CPU time for a host-second");
+    for hosts in [2, 4, 8, 16, 32, 64, 128, 256] {
+        let shape = Shape {
+            hosts,
+            vms: 1,
+            safeguards: Safeguards::default(),
+        };
+        let mut world = World::new(&shape, fastrand::Rng::with_seed(1));
+        for host in 0..hosts {
+            world.boot(host);
+        }
+        let formed = world.now + 5 * SECOND;
+        world.run_until(formed);
+        let begun = Instant::now();
+        world.run_until(formed + SECONDS * SECOND);
+        let spent = begun.elapsed().as_secs_f64();
+        println!(
+            "{hosts:5}  {:.0}",
+            spent * 1e6 / (hosts as f64 * SECONDS as f64)
+        );
+    }
+}
