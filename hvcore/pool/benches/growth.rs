@@ -11,8 +11,6 @@ mod storage;
 #[allow(dead_code, reason = "a part of the simulation is enough")]
 mod world;
 
-use std::time::Instant;
-
 use pool::Safeguards;
 use world::{SECOND, Shape, World};
 
@@ -33,12 +31,19 @@ fn main() {
         }
         let formed = world.now + 5 * SECOND;
         world.run_until(formed);
-        let begun = Instant::now();
+        let begun = cpu_seconds();
         world.run_until(formed + SECONDS * SECOND);
-        let spent = begun.elapsed().as_secs_f64();
+        let spent = cpu_seconds() - begun;
         println!(
             "{hosts:5}  {:.0}",
             spent * 1e6 / (hosts as f64 * SECONDS as f64)
         );
     }
+}
+
+/// CPU time of this thread: the machine may have more to do.
+fn cpu_seconds() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let ns = text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok());
+    ns.unwrap_or(0.0) / 1e9
 }
