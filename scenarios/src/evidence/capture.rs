@@ -60,7 +60,7 @@ fn read_block(reader: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
         other => other?,
     }
     let length = word(&head, 4);
-    if !(12..=BLOCK_MAX).contains(&length) || length % 4 != 0 {
+    if !(12..=BLOCK_MAX).contains(&length) || !length.is_multiple_of(4) {
         return Err(io::Error::other("this is no capture of this program"));
     }
     let mut block = vec![0; length as usize];
