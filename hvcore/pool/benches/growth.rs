@@ -14,8 +14,8 @@ mod world;
 use pool::Safeguards;
 use world::{SECOND, Shape, World};
 
-/// Virtual time that is measured.
-const SECONDS: u64 = 3;
+/// Virtual host-seconds that are measured, about.
+const HOST_SECONDS: usize = 2000;
 
 fn main() {
     println!("hosts  us of CPU time for a host-second");
@@ -32,11 +32,12 @@ fn main() {
         let formed = world.now + 5 * SECOND;
         world.run_until(formed);
         let begun = cpu_seconds();
-        world.run_until(formed + SECONDS * SECOND);
+        let seconds = (HOST_SECONDS / hosts).max(3) as u64;
+        world.run_until(formed + seconds * SECOND);
         let spent = cpu_seconds() - begun;
         println!(
             "{hosts:5}  {:.0}",
-            spent * 1e6 / (hosts as f64 * SECONDS as f64)
+            spent * 1e6 / (hosts as f64 * seconds as f64)
         );
     }
 }
