@@ -33,7 +33,7 @@ use config::Config;
 use lab_link::LabLink;
 use log::Log;
 use run_folder::Recordings;
-use terminal::Screen;
+use terminal::{Screen, Wake};
 
 /// Ten frames a second at most, and none when nothing has changed.
 const FRAME: Duration = Duration::from_millis(100);
@@ -82,7 +82,11 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Left> {
         } else {
             FRAME
         };
-        if event::poll(patience).context("cannot wait for keys")? {
+        if terminal::wait(patience).context("cannot wait for keys")? == Wake::Gone {
+            // Nobody can see or say anything any more.
+            return Ok(Left::Up);
+        }
+        while event::poll(Duration::ZERO).context("cannot wait for keys")? {
             if let Some(input) = input(event::read().context("cannot read keys")?) {
                 effects.extend(shown.app.update(input, now()));
                 // A key is answered at once, not at the next frame.

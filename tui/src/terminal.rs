@@ -2,6 +2,7 @@
 
 use std::io::{self, Stdout, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crossterm::cursor::Show;
 use crossterm::event::{DisableMouseCapture, EnableMouseCapture};
@@ -11,6 +12,34 @@ use crossterm::terminal::{
 };
 use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// Why waiting for the terminal ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// There may be input, or the time is over.
+    Look,
+    /// The terminal is gone.
+    Gone,
+}
+
+/// Waits until there is input, but no longer than `patience`. Not left to `crossterm::event::poll`: that never returns from
+/// a terminal that hangs up meanwhile, but reads its end again and again.
+///
+/// # Errors
+/// When the system refuses.
+pub fn wait(patience: Duration) -> io::Result<Wake> {
+    let stdin = io::stdin();
+    let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
+    let patience = Timespec::try_from(patience).map_err(io::Error::other)?;
+    match poll(&mut fds, Some(&patience)) {
+        // A signal: a resize, or one that ends us.
+        Err(rustix::io::Errno::INTR) => Ok(Wake::Look),
+        Err(error) => Err(error.into()),
+        Ok(_) if fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) => Ok(Wake::Gone),
+        Ok(_) => Ok(Wake::Look),
+    }
+}
 
 /// Whether the terminal is ours, so that it is given back once.
 static TAKEN: AtomicBool = AtomicBool::new(false);

@@ -190,6 +190,30 @@ fn a_running_lab_is_seen_and_acted_on() {
 }
 
 #[test]
+fn a_terminal_that_hangs_up_ends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = folder.path().join(".elab/run");
+    std::fs::create_dir_all(&base).unwrap();
+    let lab = Lab::start(config(&base, Box::new(Sleeper))).unwrap();
+    lab.stop("the test is over").unwrap();
+    let mut terminal = Terminal::start(folder.path(), &["--replay", "test"]);
+    terminal.expect("REPLAY");
+    let Terminal {
+        mut child,
+        mut ours,
+        theirs,
+        output,
+        ..
+    } = terminal;
+    // Our side is held by the thread that reads, too; it ends when nobody wants what the key makes the program draw.
+    drop((theirs, output));
+    ours.write_all(b"2").unwrap();
+    drop(ours);
+    let ended = || child.try_wait().unwrap().is_some();
+    eventually("the program ends with its terminal", ended);
+}
+
+#[test]
 fn a_finished_run_is_replayed() {
     let folder = tempfile::tempdir().unwrap();
     let base = folder.path().join(".elab/run");
