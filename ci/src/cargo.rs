@@ -97,7 +97,11 @@ pub fn bench(sh: &Shell, arguments: &[String]) -> Result<()> {
 /// Measures the storage server and, in turns with it, another one.
 pub fn bench_storage(sh: &Shell) -> Result<()> {
     step("the storage server");
-    cmd!(sh, "cargo bench --quiet --locked --package nfs-sr --bench nfs").run()?;
+    cmd!(
+        sh,
+        "cargo bench --quiet --locked --package nfs-sr --bench nfs"
+    )
+    .run()?;
     Ok(())
 }
 
