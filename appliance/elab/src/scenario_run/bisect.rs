@@ -61,7 +61,8 @@ pub fn run(folder: &Path, search: &Search, progress: &dyn Fn(&str)) -> Result<St
 }
 
 fn bisect(tree: &Path, search: &Search, progress: &dyn Fn(&str)) -> Result<String> {
-    git(tree, &["bisect", "start", &search.bad, &search.good])?;
+    // Without the dashes git takes a revision that does not exist for a path, and searches for ever.
+    git(tree, &["bisect", "start", &search.bad, &search.good, "--"])?;
     loop {
         let revision = git(tree, &["log", "-1", "--format=%h %s"])?;
         let word = judge(tree, search)?;
@@ -139,7 +140,7 @@ fn git(folder: &Path, arguments: &[&str]) -> Result<String> {
 mod tests {
     use super::*;
 
-    /// A repository whose program fails from its sixth commit on, and does not build at the fifth.
+    /// A repository whose program fails from its sixth commit on, and does not build at the third.
     fn repository(folder: &Path) {
         let run = |arguments: &[&str]| git(folder, arguments).unwrap();
         run(&["init", "--quiet"]);
@@ -149,7 +150,7 @@ mod tests {
             let code = i32::from(number >= 6);
             let program = format!("#!/bin/sh\n# {number}\nexit {code}\n");
             std::fs::write(folder.join("source"), program).unwrap();
-            let build = if number == 5 {
+            let build = if number == 3 {
                 "exit 1"
             } else {
                 "cp source program && chmod +x program"

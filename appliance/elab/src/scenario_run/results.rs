@@ -46,14 +46,10 @@ pub fn begin(base: &Path, name: &str, retention: Retention) -> Result<PathBuf> {
     prune(base, retention).with_context(|| format!("cannot tidy {}", base.display()))?;
     let now = unix_s();
     let stem = format!("{}-{name}", stamp(now));
-    // Two of one second are told apart.
-    let folder = (1..)
-        .map(|number| match number {
-            1 => base.join(&stem),
-            _ => base.join(format!("{stem}-{number}")),
-        })
-        .find(|folder| !folder.exists())
-        .expect("some number is free");
+    let folder = match taken(base, &stem)? {
+        0 => base.join(&stem),
+        highest => base.join(format!("{stem}-{}", highest + 1)),
+    };
     fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let latest = base.join(LATEST);
     let _ = fs::remove_file(&latest);
@@ -62,6 +58,22 @@ pub fn begin(base: &Path, name: &str, retention: Retention) -> Result<PathBuf> {
         let _ = symlink(name, &latest);
     }
     Ok(folder)
+}
+
+/// The highest number of a folder whose name begins with `stem`; the first has none in its name and counts as 1. Results of one second are
+/// told apart by it, and a number that was let go of is not given again, for the order of names is the order of age.
+fn taken(base: &Path, stem: &str) -> std::io::Result<u32> {
+    let mut highest = 0;
+    for entry in fs::read_dir(base)? {
+        let name = entry?.file_name();
+        let number = match name.to_str().and_then(|name| name.strip_prefix(stem)) {
+            Some("") => Some(1),
+            Some(rest) => rest.strip_prefix('-').and_then(|rest| rest.parse().ok()),
+            None => None,
+        };
+        highest = highest.max(number.unwrap_or(0));
+    }
+    Ok(highest)
 }
 
 /// Removes what runs that were killed have left below `runs`. Their processes went with them; those that slipped through
