@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use elab::lab::Lab;
 use lab_protocol::Command as LabCommand;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
@@ -40,6 +41,8 @@ fn size(rows: u16, columns: u16) -> Winsize {
 impl Terminal {
     fn start(folder: &Path, arguments: &[&str]) -> Self {
         let pty = nix::pty::openpty(None, None).unwrap();
+        // A program that held our side as well would never see it close.
+        fcntl(&pty.master, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
         tcsetwinsize(&pty.slave, size(30, 100)).unwrap();
         let stdio = || Stdio::from(pty.slave.try_clone().unwrap());
         let child = Command::new(env!("CARGO_BIN_EXE_elab"))
