@@ -12,7 +12,7 @@ use guest_memory::{GuestMemory, PageSet};
 use host_protocol::{MIGRATION_PORT, MigrationConfig, Reply, StopReason, auth::Nonce};
 use machine::vcpu::Vcpu as _;
 use migration::{Snapshot, Source, SourceOutcome, SourceVm};
-use smoltcp::iface::SocketHandle;
+use smoltcp::{iface::SocketHandle, socket::tcp};
 use vdi::{DiskId, DiskState};
 
 use super::{LINGER_NS, LINK_TIMEOUT_MS, STOPPED_TIMEOUT_MS};
@@ -182,13 +182,16 @@ impl<P: Platform> Host<P> {
     pub(super) fn advance_departure(&mut self, departure: &mut Departure) -> bool {
         let now = self.platform.now_ns();
         let socket = self.management.peek(departure.socket);
-        let (open, usable) = (socket.is_open(), socket.may_send());
+        let (open, usable, socket_state) = (socket.is_open(), socket.may_send(), socket.state());
         if let Some(until) = departure.linger_until_ns {
             self.transmit_departure(departure);
             if departure.source.is_sent() && usable {
                 self.management.socket(departure.socket).close();
             }
-            if !open || until <= now {
+            // A socket in TIME-WAIT is no longer open, but has still to acknowledge the peer's FIN: dropped before, the
+            // peer would wait for that in the place where the next VM is to arrive.
+            let closed = !open && socket_state != tcp::State::TimeWait;
+            if closed || until <= now {
                 self.management.remove_socket(departure.socket);
                 return false;
             }

@@ -136,6 +136,22 @@ fn guests_of_every_kind_move_back_and_forth_unnoticed() {
 }
 
 #[test]
+fn a_host_takes_one_guest_after_another_however_fast_they_come() {
+    let mut world = running(1, "i");
+    for turn in 0..8 {
+        let (from, to) = if turn % 2 == 0 { (0, 1) } else { (1, 0) };
+        let done = world.migrate(from, to, MigrationConfig::default());
+        world
+            .run_until(20_000 * MS, |world| {
+                world.clients[from].answers.contains_key(&done)
+            })
+            .unwrap();
+        let answer = world.clients[from].answers[&done].clone();
+        answer.unwrap_or_else(|why| panic!("move {turn}: {why}"));
+    }
+}
+
+#[test]
 fn what_reaches_the_source_in_one_batch_with_the_announcement_is_forwarded() {
     for seed in 0..5 {
         let mut world = running(seed, "i");
