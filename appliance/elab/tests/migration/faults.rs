@@ -125,7 +125,12 @@ impl Faults {
             migration.join().unwrap()
         });
         lab.cut_management(to, false);
-        let taken = |event: Event| matches!(event, Event::Lease { owner, change, .. } if owner == to && change == "transferred");
+        // A storage server that dies with the lease in its journal can no longer say so; that the guest runs there says it, too.
+        let taken = |event: Event| match event {
+            Event::Lease { owner, change, .. } => owner == to && change == "transferred",
+            Event::FirstInstruction { host, .. } => host == to,
+            _ => false,
+        };
         Outcome {
             error: result
                 .err()
