@@ -132,11 +132,12 @@ impl Faults {
             if fault.is_none() {
                 break (before, result);
             }
-            // A destination that was cut off keeps what had arrived of the guest until its connection's time is over.
-            let why = result.as_ref().err().map(|error| format!("{error:#}"));
-            let held = why
-                .as_ref()
-                .is_some_and(|why| why.contains("is on this host already"));
+            // A destination that was cut off keeps what had arrived of the guest, and the place where it arrived, until its
+            // connection's time is over.
+            let why = result.err().map(|error| format!("{error:#}"));
+            let held = why.as_ref().is_some_and(|why| {
+                why.contains("is on this host already") || why.contains("cannot be reached")
+            });
             assert!(
                 held && begun.elapsed() < PATIENCE,
                 "{what}: the phase never began: {why:?}"
