@@ -4,6 +4,7 @@
 use std::fmt::Write;
 
 use lab_protocol::{Command, LinkFault};
+use scenarios::scenario::units;
 
 /// The words that complete a command line, by what comes before them.
 const WORDS: &[(&str, &[&str])] = &[
@@ -258,44 +259,25 @@ fn parse_fault(words: &[&str]) -> Result<LinkFault, String> {
         let value = words
             .next()
             .ok_or_else(|| format!("{option} needs a value"))?;
-        match *option {
-            "--delay" => fault.delay_us = time_us(value)?,
-            "--jitter" => fault.jitter_us = time_us(value)?,
-            "--loss" => fault.loss = share(value)?,
-            "--duplicate" => fault.duplicate = share(value)?,
-            "--corrupt" => fault.corrupt = share(value)?,
-            "--reorder" => fault.reorder = share(value)?,
-            "--rate" => fault.rate_bps = rate_bps(value)?,
+        let read = match *option {
+            "--delay" => time_us(value).map(|us| fault.delay_us = us),
+            "--jitter" => time_us(value).map(|us| fault.jitter_us = us),
+            "--loss" => units::probability(value).map(|share| fault.loss = share),
+            "--duplicate" => units::probability(value).map(|share| fault.duplicate = share),
+            "--corrupt" => units::probability(value).map(|share| fault.corrupt = share),
+            "--reorder" => units::probability(value).map(|share| fault.reorder = share),
+            "--rate" => units::rate(value).map(|bps| fault.rate_bps = bps),
             _ => return Err(format!("there is no fault \"{option}\"; Tab shows them")),
-        }
+        };
+        read.map_err(|why| format!("{option} {value}: {why}"))?;
     }
     fault.check()?;
     Ok(fault)
 }
 
-fn number(text: &str, units: &[(&str, f64)]) -> Option<f64> {
-    let split = text.find(|c: char| c.is_ascii_alphabetic())?;
-    let scale = units.iter().find(|(unit, _)| *unit == &text[split..])?.1;
-    let value: f64 = text[..split].parse().ok()?;
-    (value.is_finite() && value >= 0.0).then_some(value * scale)
-}
-
 fn time_us(text: &str) -> Result<u64, String> {
-    number(text, &[("us", 1.0), ("ms", 1e3), ("s", 1e6)])
-        .map(|us| us.round() as u64)
-        .ok_or_else(|| format!("\"{text}\" is no time: 500us, 20ms, 1s"))
-}
-
-fn rate_bps(text: &str) -> Result<u64, String> {
-    number(text, &[("kbit", 1e3), ("mbit", 1e6), ("gbit", 1e9)])
-        .map(|bits| bits.round() as u64)
-        .filter(|bits| *bits > 0)
-        .ok_or_else(|| format!("\"{text}\" is no rate: 500kbit, 10mbit, 1gbit"))
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    text.parse()
-        .map_err(|_| format!("\"{text}\" is no share from 0 to 1"))
+    let us = units::time(text)?.as_micros();
+    u64::try_from(us).map_err(|_| "too long".into())
 }
 
 #[cfg(test)]
@@ -360,8 +342,8 @@ mod tests {
     #[case("host pull", "name of a host")]
     #[case("vm migrate session", "as in vm migrate session h2")]
     #[case("link set h1:mgmt", "needs a fault")]
-    #[case("link set h1:mgmt --delay 20", "\"20\" is no time")]
-    #[case("link set h1:mgmt --loss 2", "from 0 to 1")]
+    #[case("link set h1:mgmt --delay 20", "--delay 20: give a number with a unit")]
+    #[case("link set h1:mgmt --loss 2", "--loss 2: a share from 0 to 1")]
     #[case("view moon", "overview")]
     fn a_wrong_line_says_what_would_be_right(#[case] line: &str, #[case] says: &str) {
         let error = parse(line).unwrap_err();

@@ -196,6 +196,8 @@ pub struct App {
     pub log: Log,
     /// Live or replay.
     pub mode: Mode,
+    /// Time of the last record of a finished run: its log no longer grows, and finding it parses records.
+    pub end_ns: u64,
     /// The lab as far as it was folded.
     lab: Lab,
     /// The lab as it was when the display was frozen.
@@ -251,6 +253,10 @@ impl App {
             keys: config.bindings()?,
             look: Look::new(config.theme, config.ascii),
             readonly: config.readonly,
+            end_ns: match mode {
+                Mode::Replay { .. } => log.last_t_ns(),
+                Mode::Live { .. } => 0,
+            },
             log,
             mode,
             lab: Lab::default(),
@@ -498,7 +504,7 @@ impl App {
             && *playing
             && self.frozen.is_none()
         {
-            let last = self.log.last_t_ns();
+            let last = self.end_ns;
             *at_ns = at_ns.saturating_add(passed).min(last);
             *playing = *at_ns < last;
         }
@@ -646,7 +652,7 @@ impl App {
         match &mut self.mode {
             Mode::Replay { at_ns, playing } => {
                 *playing = false;
-                let last = self.log.last_t_ns();
+                let last = self.end_ns;
                 if on {
                     *at_ns = at_ns.saturating_add(STEP_NS).min(last);
                     while self.fold() && self.folded < self.log.len() {}
@@ -670,7 +676,7 @@ impl App {
     }
 
     fn play(&mut self) {
-        let last = self.log.last_t_ns();
+        let last = self.end_ns;
         match &mut self.mode {
             Mode::Replay { at_ns, playing } => {
                 let at_end = *at_ns >= last;

@@ -1,6 +1,7 @@
 //! The migrations of a lab, measured as reports measure them.
 
 use lab_protocol::{Event, Phase, Record, Role};
+use scenarios::evidence::cast;
 use scenarios::measure::Window;
 use scenarios::measure::migration::Migration;
 
@@ -96,18 +97,7 @@ impl Migrations {
             .marks
             .iter()
             .max_by_key(|mark| mark.t_ns)
-            .map_or("asked for", |mark| match mark.phase {
-                Phase::SetUp => "set-up",
-                Phase::PreCopy => "pre-copy",
-                Phase::Drain => "drain",
-                Phase::LastPages => "last pages",
-                Phase::DeviceState => "device state",
-                Phase::LeaseHandOver => "lease hand-over",
-                Phase::Resume => "resume",
-                Phase::Forward => "forward",
-                Phase::Finished => "finished",
-                Phase::Aborted => "aborted",
-            })
+            .map_or("asked for", |mark| cast::name(mark.phase))
     }
 
     /// Stretches in which guests were slowed by copying, and in which they stood still.

@@ -130,7 +130,7 @@ fn short(action: Action) -> &'static str {
 /// Where in a finished run one is.
 fn scrubber(app: &App, at_ns: u64) -> Line<'static> {
     const WIDTH: usize = 24;
-    let last = app.log.last_t_ns().max(1);
+    let last = app.end_ns.max(1);
     let at = (at_ns as f64 / last as f64 * (WIDTH - 1) as f64).round() as usize;
     let line = app.look.wire(WIDTH);
     let before: String = line.chars().take(at).collect();
