@@ -24,7 +24,8 @@ const LONGEST_FOLDER: usize = 80;
 pub struct RunFolder {
     path: PathBuf,
     processes: Mutex<Vec<Entry>>,
-    _lock: Flock<File>,
+    /// None once the lab is over, whoever still looks at the folder.
+    lock: Mutex<Option<Flock<File>>>,
 }
 
 /// A process of a lab. The start time tells it from a later one with the same number.
@@ -63,7 +64,7 @@ impl RunFolder {
         Ok(Self {
             path,
             processes: Mutex::new(Vec::new()),
-            _lock: lock,
+            lock: Mutex::new(Some(lock)),
         })
     }
 
@@ -77,6 +78,16 @@ impl RunFolder {
     #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// Lets the next lab of this name have the folder.
+    pub fn release(&self) {
+        drop(
+            self.lock
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
     }
 
     /// Puts a process on the list of those to be ended if the lab is killed.

@@ -87,6 +87,19 @@ fn hosts_go_on_and_off_freeze_and_thaw() {
 }
 
 #[test]
+fn the_next_lab_has_the_folder_while_somebody_can_still_stop_the_last_one() {
+    let base = tempfile::tempdir().unwrap();
+    let lab = Lab::start(config(base.path(), Box::new(Sleeper))).unwrap();
+    let stopper = lab.stopper();
+    assert!(Lab::start(config(base.path(), Box::new(Sleeper))).is_err());
+    lab.stop("the test is over").unwrap();
+    let next = Lab::start(config(base.path(), Box::new(Sleeper))).unwrap();
+    stopper.stop();
+    next.execute(&power_on("h1")).unwrap();
+    next.stop("the test is over").unwrap();
+}
+
+#[test]
 fn the_log_begins_and_ends_and_has_no_holes() {
     let base = tempfile::tempdir().unwrap();
     let lab = Lab::start(config(base.path(), Box::new(Sleeper))).unwrap();

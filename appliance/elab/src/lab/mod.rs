@@ -332,7 +332,9 @@ impl Lab {
             .record(self.inner.clock.now_ns(), "lab", event);
         // Commands that arrive from now on find no socket.
         let _ = std::fs::remove_file(self.inner.folder.file(server::SOCKET));
-        writer.finish().context("the event log is not complete")
+        let finished = writer.finish().context("the event log is not complete");
+        self.inner.folder.release();
+        finished
     }
 }
 
