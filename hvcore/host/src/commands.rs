@@ -13,6 +13,7 @@ use migration::MemoryHash;
 use crate::{
     Host,
     control::ConnectionId,
+    migrate::MigrationRequest,
     platform::{Platform, VmHardware},
     vm::{Asker, Stage},
 };
@@ -93,7 +94,12 @@ impl<P: Platform> Host<P> {
                 config,
             } => {
                 let index = self.find(vm)?;
-                self.migrate(index, Ipv4Addr::from(destination), config, asker)?;
+                let request = MigrationRequest {
+                    destination: Ipv4Addr::from(destination),
+                    config,
+                    asker,
+                };
+                self.migrate(index, request)?;
                 Ok(None)
             }
             Command::CancelMigration(vm) => {

@@ -3,7 +3,7 @@
 use alloc::{format, string::String, string::ToString, vec::Vec};
 
 use guest_memory::GuestMemory;
-use host_protocol::{HostEvent, Notice, Reply, StopReason, VmConfig, VmState};
+use host_protocol::{HostEvent, Notice, Reply, StopReason, VmConfig, VmId, VmState};
 use machine::{DiskError, Machine, vcpu::Vcpu as _};
 use vdi::{Access, Completion, DiskId, DiskInfo, StorageError, Token};
 
@@ -213,7 +213,12 @@ impl<P: Platform> Host<P> {
     }
 
     fn on_opened(&mut self, token: Token, result: Result<(DiskId, DiskInfo), StorageError>) {
+        let now = self.platform.now_ns();
         let Some((index, Part::Disk(disk))) = self.awaiting(token) else {
+            // Its VM is gone.
+            if let Ok((disk, _)) = result {
+                self.storage.storage().close_disk(disk, now);
+            }
             return;
         };
         let vm = &mut self.vms[index];
@@ -221,7 +226,6 @@ impl<P: Platform> Host<P> {
             Ok(opened) => {
                 vm.disks[disk] = Some(opened);
                 if matches!(vm.stage, Stage::Closing(_)) {
-                    let now = self.platform.now_ns();
                     self.storage.storage().close_disk(opened.0, now);
                 }
             }
@@ -420,7 +424,7 @@ impl<P: Platform> Host<P> {
             // Its disks are another host's.
             Stage::Preparing(building) => (building.awaited, false),
             Stage::Arriving(_) => (Vec::new(), false),
-            Stage::Closing(closing) => (closing.awaited, true),
+            Stage::Closing(closing) => (closing.awaited, !closing.never_arrived),
         };
         if owned {
             let storage = self.storage.storage();
@@ -432,11 +436,23 @@ impl<P: Platform> Host<P> {
         let vm = &mut self.vms[index];
         vm.stage = Stage::Closing(Closing {
             awaited,
+            never_arrived: !owned,
             reason,
             answer,
             deadline_ns: now + CLOSE_TIMEOUT_NS,
         });
         self.report_state(index);
+    }
+
+    /// Takes a VM off the list that was to arrive and did not, whatever storage has yet to say about it.
+    pub(crate) fn remove_what_never_arrived(&mut self, id: VmId) {
+        let gone = |vm: &Vm<P::Vm>| {
+            vm.config.id == id
+                && matches!(&vm.stage, Stage::Closing(closing) if closing.never_arrived)
+        };
+        while let Some(index) = self.vms.iter().position(gone) {
+            self.remove(index);
+        }
     }
 
     /// Takes an ended VM off the list.

@@ -63,6 +63,8 @@ pub(crate) struct Building<H> {
 pub(crate) struct Closing {
     /// What it had asked of storage when it ended.
     pub awaited: Vec<(Token, Part)>,
+    /// It was to arrive from another host, and nothing of it was ever here.
+    pub never_arrived: bool,
     /// What to report; `None` for a VM that never ran.
     pub reason: Option<StopReason>,
     /// What to answer to who asked for it.
@@ -75,6 +77,7 @@ impl Default for Closing {
     fn default() -> Self {
         Self {
             awaited: Vec::new(),
+            never_arrived: false,
             reason: None,
             answer: Ok(()),
             deadline_ns: u64::MAX,

@@ -5,6 +5,9 @@
 //! taken; if the connection is lost once the final state is here, the lease still decides, and the guest may run here
 //! without another word from the source.
 //!
+//! A source that has lost its connection may come again while this end still holds what had arrived of the guest. The
+//! first attempt is then superseded ([`Destination::supersede`]), unless the lease has been asked for.
+//!
 //! Order: frames that the source forwards were sent before the network knew the new place, so they
 //! are delivered before those that arrive here directly, which wait until the source says that none follow.
 
@@ -177,6 +180,15 @@ impl Destination {
         self.vm
     }
 
+    /// Until when the source has to prove itself; `None` once it has.
+    #[must_use]
+    pub fn unproved_until_ns(&self) -> Option<u64> {
+        match self.state {
+            State::Greeting | State::Proving { .. } => Some(self.proof_until_ns),
+            _ => None,
+        }
+    }
+
     /// Takes bytes from the source, and says how many: no more than it can hold. They are acted on by
     /// [`Self::advance`].
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
@@ -189,6 +201,18 @@ impl Destination {
     /// The connection is gone.
     pub fn on_disconnected(&mut self) {
         self.connected = false;
+    }
+
+    /// The same VM comes anew, from a host that has proved itself: this attempt ends, unless the lease has been asked for.
+    /// False when it goes on.
+    pub fn supersede(&mut self, vm: &mut impl DestinationVm) -> bool {
+        match self.state {
+            // From here on the lease decides, and nobody's word.
+            State::Taking { .. } | State::Arrived { .. } => return false,
+            State::Ended(_) => {}
+            _ => self.refuse(vm, "it was begun anew".to_string()),
+        }
+        true
     }
 
     /// Fills `room` with what is to be sent; gives the number of bytes.

@@ -251,6 +251,12 @@ impl Source {
         self.cancelled.get_or_insert(why);
     }
 
+    /// Whether it was given up or has ended, so that the guest's next migration need only wait for the rest of it.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.cancelled.is_some() || matches!(self.state, State::Reclaiming { .. } | State::Ended(_))
+    }
+
     /// Whether frames for the guest shall be given to [`Self::forward`].
     #[must_use]
     pub fn takes_frames(&self) -> bool {

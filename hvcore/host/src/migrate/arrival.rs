@@ -1,4 +1,17 @@
 //! VMs that arrive: the destination's engine between its socket and its guest.
+//!
+//! # A VM that comes again
+//!
+//! A connection that was cut is noticed here only when TCP's time is over. Its source may have noticed before, and try
+//! again: then a place and a half-arrived VM of the first attempt are still here. They make room for the newcomer once it
+//! has proved that it holds the pool's key.
+//!
+//! That is safe, since no message decides who has a guest. An attempt that is superseded has not asked for the
+//! lease, and cannot any more: its engine has ended and its disks are forgotten. So one engine here at most ever asks
+//! for it, with the epoch that its own source has told it; and that succeeds only if nobody has changed the epoch since,
+//! whoever that is. An attempt that has asked for the lease is not superseded: the newcomer is refused, and the
+//! answer of the storage server says whether the guest is here. At worst, a newcomer that should not have come costs a
+//! migration, never a guest.
 
 use alloc::{
     format,
@@ -7,7 +20,7 @@ use alloc::{
 };
 
 use guest_memory::GuestMemory;
-use host_protocol::{MIGRATION_PORT, VmConfig, auth::Nonce};
+use host_protocol::{MIGRATION_PORT, VmConfig, VmId, auth::Nonce};
 use machine::{Machine, vcpu::Vcpu as _};
 use migration::{Destination, DestinationOutcome, DestinationVm, Snapshot};
 use smoltcp::iface::SocketHandle;
@@ -21,8 +34,8 @@ use crate::{
     vm::{Closing, Guest, Stage},
 };
 
-/// VMs that can arrive at a time.
-const ARRIVALS: usize = 2;
+/// Places to arrive at: for two VMs at a time, and for a newcomer to prove itself that supersedes one of them.
+const PLACES: usize = 3;
 
 const BUFFERS: Buffers = Buffers {
     receive: 1 << 20,
@@ -56,6 +69,7 @@ impl<P: Platform> DestinationVm for ArrivingVm<'_, P> {
     }
 
     fn build(&mut self, config: &VmConfig) -> Result<(), String> {
+        self.host.make_way_for(config.id);
         self.host.admit(config)?;
         let (hardware, memory) = self.host.reserve(config)?;
         let number = self
@@ -264,7 +278,7 @@ pub(super) fn load_vcpus<H: VmHardware>(
 impl<P: Platform> Host<P> {
     /// Sockets for VMs to arrive at.
     pub(crate) fn open_arrivals(&mut self) {
-        for _ in 0..ARRIVALS {
+        for _ in 0..PLACES {
             let socket = self.management.add_socket(BUFFERS);
             self.management.listen(socket, MIGRATION_PORT);
             self.arrivals.push(Arrival {
@@ -274,6 +288,55 @@ impl<P: Platform> Host<P> {
                 linger_until_ns: None,
             });
         }
+    }
+
+    /// Ends what is here of earlier attempts of a VM to arrive.
+    fn make_way_for(&mut self, id: VmId) {
+        for mut arrival in core::mem::take(&mut self.arrivals) {
+            if let Some(destination) = &mut arrival.destination
+                && destination.vm() == id
+            {
+                let mut vm = ArrivingVm {
+                    host: self,
+                    vm: &mut arrival.vm,
+                };
+                if destination.supersede(&mut vm) {
+                    for (at, event) in destination.take_events() {
+                        self.control.report(at, event);
+                    }
+                    self.vacate(&mut arrival);
+                }
+            }
+            self.arrivals.push(arrival);
+        }
+        self.remove_what_never_arrived(id);
+    }
+
+    /// When all places are taken, the oldest of several connections that have not proved themselves gives way: a proof takes
+    /// a round trip, so it was cut off.
+    pub(super) fn keep_a_place_free(&mut self) {
+        if self.arrivals.iter().any(|one| one.destination.is_none()) {
+            return;
+        }
+        let unproved = self.arrivals.iter().enumerate().filter_map(|(index, one)| {
+            let until_ns = one.destination.as_ref()?.unproved_until_ns()?;
+            Some((until_ns, index))
+        });
+        if unproved.clone().count() > 1
+            && let Some((_, oldest)) = unproved.min()
+        {
+            let mut arrival = self.arrivals.remove(oldest);
+            self.vacate(&mut arrival);
+            self.arrivals.push(arrival);
+        }
+    }
+
+    /// Cuts a connection; the place is free.
+    fn vacate(&mut self, arrival: &mut Arrival) {
+        self.management.socket(arrival.socket).abort();
+        arrival.destination = None;
+        arrival.vm = None;
+        arrival.linger_until_ns = None;
     }
 
     pub(super) fn advance_arrival(&mut self, arrival: &mut Arrival) {
@@ -290,10 +353,7 @@ impl<P: Platform> Host<P> {
                 self.management.socket(arrival.socket).close();
             }
             if !open || until <= now {
-                self.management.socket(arrival.socket).abort();
-                arrival.destination = None;
-                arrival.vm = None;
-                arrival.linger_until_ns = None;
+                self.vacate(arrival);
             }
             return;
         }

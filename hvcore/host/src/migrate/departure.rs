@@ -37,6 +37,8 @@ pub(crate) struct Departure {
     pub(super) source: Source,
     socket: SocketHandle,
     asker: Option<Asker>,
+    /// What was asked for after this one was cancelled: it begins if the guest stays.
+    next: Option<Request>,
     /// Frames of each card that have been handed over. They stay in the VM's inbox for the case that
     /// the guest runs on here.
     forwarded: Vec<usize>,
@@ -45,6 +47,13 @@ pub(crate) struct Departure {
     impatient: bool,
     /// When the socket is dropped, once the migration has ended.
     pub(super) linger_until_ns: Option<u64>,
+}
+
+/// A migration that was asked for.
+pub(crate) struct Request {
+    pub destination: Ipv4Addr,
+    pub config: MigrationConfig,
+    pub asker: Asker,
 }
 
 /// The guest as the source's engine sees it. It is only made while the VM has a whole guest.
@@ -285,6 +294,7 @@ impl<P: Platform> Host<P> {
         if let Some(index) = self.index_of(departure.vm) {
             self.vms[index].copies = None;
         }
+        let moved = outcome == SourceOutcome::Moved;
         let answer = match outcome {
             SourceOutcome::Moved => {
                 if let Some(index) = self.index_of(departure.vm) {
@@ -298,21 +308,42 @@ impl<P: Platform> Host<P> {
         if let Some(asker) = departure.asker.take() {
             self.answer(asker, answer);
         }
+        if let Some(next) = departure.next.take() {
+            let asker = next.asker;
+            let begun = match self.index_of(departure.vm) {
+                _ if moved => {
+                    Err("the VM had moved before its migration was cancelled".to_string())
+                }
+                Some(index) => self.migrate(index, next),
+                None => Err("the VM is gone".to_string()),
+            };
+            if let Err(why) = begun {
+                self.answer(asker, Err(why));
+            }
+        }
     }
 
     /// Begins to move a VM.
     ///
     /// # Errors
     /// A sentence for people; nothing has changed then.
-    pub(crate) fn migrate(
-        &mut self,
-        index: usize,
-        destination: Ipv4Addr,
-        config: MigrationConfig,
-        asker: Asker,
-    ) -> Result<(), String> {
+    pub(crate) fn migrate(&mut self, index: usize, request: Request) -> Result<(), String> {
         let vm = &self.vms[index];
         let name = &vm.config.name;
+        // One that has ended only lingers to deliver its last words.
+        let under_way = |one: &&mut Departure| one.vm == vm.number && one.linger_until_ns.is_none();
+        if let Some(earlier) = self.departures.iter_mut().find(under_way) {
+            if !earlier.source.is_ending() || earlier.next.is_some() {
+                return Err(format!("VM {name} is being migrated already"));
+            }
+            earlier.next = Some(request);
+            return Ok(());
+        }
+        let Request {
+            destination,
+            config,
+            asker,
+        } = request;
         let Stage::Running(guest) = &vm.stage else {
             return Err(format!(
                 "VM {name} is not running, and only a running VM can be migrated"
@@ -320,13 +351,6 @@ impl<P: Platform> Host<P> {
         };
         if destination == self.config.management.0 {
             return Err(format!("VM {name} is on that host already"));
-        }
-        if self
-            .departures
-            .iter()
-            .any(|departure| departure.vm == vm.number)
-        {
-            return Err(format!("VM {name} is being migrated already"));
         }
         if !vm.disks.iter().flatten().any(|(_, info)| !info.read_only) {
             return Err(format!(
@@ -352,6 +376,7 @@ impl<P: Platform> Host<P> {
             source,
             socket,
             asker: Some(asker),
+            next: None,
             forwarded,
             draining: false,
             impatient: false,
@@ -368,7 +393,7 @@ impl<P: Platform> Host<P> {
         let departure = self
             .departures
             .iter_mut()
-            .find(|departure| departure.vm == number)
+            .find(|departure| departure.vm == number && departure.linger_until_ns.is_none())
             .ok_or_else(|| format!("VM {name} is not being migrated"))?;
         if departure.source.is_committed() {
             return Err(format!(

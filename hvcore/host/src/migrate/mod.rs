@@ -18,7 +18,7 @@ pub(crate) use announcing::Announcement;
 pub(crate) use arrival::Arrival;
 use arrival::ArrivingVm;
 use departure::DepartingVm;
-pub(crate) use departure::Departure;
+pub(crate) use departure::{Departure, Request as MigrationRequest};
 pub(crate) use rehearsal::Rehearsal;
 
 /// Longest stretch of copying or loading pages while a guest may want the CPU.
@@ -42,11 +42,13 @@ impl<P: Platform> Host<P> {
                 self.departures.push(departure);
             }
         }
-        let mut arrivals = core::mem::take(&mut self.arrivals);
-        for arrival in &mut arrivals {
-            self.advance_arrival(arrival);
+        // Each in turn, with the others in their places: one may supersede another.
+        for _ in 0..self.arrivals.len() {
+            let mut arrival = self.arrivals.remove(0);
+            self.advance_arrival(&mut arrival);
+            self.arrivals.push(arrival);
         }
-        self.arrivals = arrivals;
+        self.keep_a_place_free();
         self.send_announcements();
     }
 

@@ -6,6 +6,7 @@ mod cpu;
 mod lab;
 mod platform;
 mod program;
+mod retries;
 #[path = "../../../vdi/tests/simulation/server.rs"]
 #[allow(
     dead_code,
@@ -176,7 +177,9 @@ fn a_guest_that_stands_still_when_its_link_is_cut_runs_on_within_half_a_second()
             let mut world = running(seed, "dw");
             let done = world.migrate(0, 1, MigrationConfig::default());
             world
-                .run_until(10_000 * MS, |world| reached(world, (Role::Source, at)))
+                .run_until(10_000 * MS, |world| {
+                    reached(world, &[0, 0], (Role::Source, at))
+                })
                 .unwrap();
             world.wire.migration_cut = true;
             world
@@ -246,10 +249,10 @@ const PHASES: [(Role, Phase); 12] = [
     (Role::Source, Phase::Finished),
 ];
 
-/// Whether a host has reported that a phase has begun.
-fn reached(world: &World, (role, phase): (Role, Phase)) -> bool {
+/// Whether a host has reported that a phase has begun, after so many other events of each host.
+fn reached(world: &World, before: &[usize], (role, phase): (Role, Phase)) -> bool {
     let host = usize::from(role == Role::Destination);
-    world.events(host).iter().any(|event| {
+    world.events(host)[before[host]..].iter().any(|event| {
         matches!(event, HostEvent::Migration { role: r, phase: p, .. } if (*r, *p) == (role, phase))
     })
 }
@@ -257,7 +260,7 @@ fn reached(world: &World, (role, phase): (Role, Phase)) -> bool {
 fn survives(seed: u64, fault: Fault, at: (Role, Phase)) -> Result<&'static str, String> {
     let mut world = running(seed, "dw");
     let done = world.migrate(0, 1, MigrationConfig::default());
-    world.run_until(10_000 * MS, |world| reached(world, at))?;
+    world.run_until(10_000 * MS, |world| reached(world, &[0, 0], at))?;
     // Somewhere in the phase, not only at its mark.
     let later = world.rng.u64(..300_000);
     world.run_for(later)?;
