@@ -402,6 +402,30 @@ fn two_writers_of_one_epoch_and_an_epoch_that_goes_back_fail() {
 }
 
 #[test]
+fn a_hand_over_that_only_the_restarted_server_tells_is_judged_like_one_that_was_reported() {
+    let retold = |epoch: u64, owner: &str| {
+        let owner = owner.to_owned();
+        broken(move |event| {
+            if let Event::Lease {
+                epoch: told,
+                owner: holder,
+                change,
+                ..
+            } = event
+                && change == "transferred"
+            {
+                *change = "held".into();
+                (*told, *holder) = (epoch, owner.clone());
+            }
+        })
+    };
+    assert_eq!(retold(2, "h2").verdict, Verdict::Passed);
+    // A server that found an older state than it had reported, or gave the same epoch to another.
+    assert!(only_failure(&retold(0, "h2")).1.contains("went back"));
+    assert!(only_failure(&retold(1, "h2")).1.contains("two owners"));
+}
+
+#[test]
 fn memory_that_differs_or_was_not_compared_fails() {
     let differs = broken(|event| {
         if let Event::MemoryHash {

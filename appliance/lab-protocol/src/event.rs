@@ -159,7 +159,8 @@ pub enum Event {
     },
     /// The storage server's process was started, ended or died, or a host lost or regained it.
     StorageState { state: String },
-    /// A lease changed: `acquired`, `transferred`, `released`, `expired`, `broken`, `refused`.
+    /// A lease changed: `acquired`, `transferred`, `released`, `expired`, `broken`, `refused`. Or how the storage server
+    /// found it when it started, since its predecessor may have died with a change unreported: `held`, `shared`, `free`.
     Lease {
         path: String,
         epoch: u64,

@@ -29,12 +29,16 @@ pub enum Event {
         metrics: Option<String>,
     },
     /// A lease changed: `acquired`, `transferred`, `released`, `expired`, `broken`; or `refused`: a call came with a handle
-    /// of another epoch, or a write without a lease.
+    /// of another epoch, or a write without a lease. How it is when the server starts: `held` by one alone, `shared` by
+    /// this reader among others, or `free`; the instance before may have died between a change and its report.
     Lease {
         path: String,
         epoch: u64,
         owner: String,
         change: &'static str,
+        /// Time to live of a lease that was found.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        remaining_ms: Option<u32>,
     },
     /// A client's connection began or ended.
     Connection {

@@ -153,6 +153,7 @@ pub fn serve(options: ServeOptions) -> Result<()> {
         );
         events.report(&Event::Warning { message });
     }
+    server.report_leases();
     running.begin();
     let reason = running.wait()?;
     events.report(&Event::Stopped { reason });

@@ -156,6 +156,11 @@ impl Server {
         self.lock.write_all_at(text.as_bytes(), 0)
     }
 
+    /// Reports whose every lease is, for listeners who cannot know what an instance that was killed did last.
+    pub fn report_leases(&self) {
+        self.leases.report_all(Instant::now(), &self.events);
+    }
+
     /// Takes a call. Its reply, exactly one, goes to `to`, perhaps before this returns. A record that is no call at
     /// all is an error: the connection is to be closed.
     pub fn submit(

@@ -6,6 +6,7 @@ use std::{
     collections::HashMap,
     io,
     net::TcpStream,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -272,4 +273,58 @@ fn a_hundred_kills_lose_nothing() {
     );
     // A client waits for no more than a start of the program.
     assert!(longest < Duration::from_secs(3), "{longest:?}");
+}
+
+/// Who holds `disk` in which epoch by a report, and whether there is an expiry.
+fn lease(report: &serde_json::Value, change: &str) -> Option<(String, u64, bool)> {
+    let says = |key: &str, word: &str| report[key].as_str() == Some(word);
+    if !(says("kind", "lease") && says("path", "disk") && says("change", change)) {
+        return None;
+    }
+    let owner = report["owner"].as_str()?.to_owned();
+    let expires = report["remaining_ms"].as_u64().is_some_and(|ms| ms > 0);
+    Some((owner, report["epoch"].as_u64()?, expires))
+}
+
+#[test]
+fn a_hand_over_that_was_not_reported_is_known_after_the_restart() {
+    let dir = fast_directory();
+    let listen = "127.0.0.1:0";
+    let env = || Command::new("env");
+    // Nobody reads what it says: when the pipe is full, its reports stay where they are and die with it.
+    let (program, unread) = Program::heard(env(), dir.path(), listen, &[]);
+    let mut client = Client::new(support::connect(program.address));
+    let root = client.root();
+    client.create(root, "disk").expect("created");
+    let (_, mut epoch) = client.acquire(root, "disk", "source");
+    let file = DirEntry {
+        dir: root,
+        name: Name(b"disk"),
+    };
+    // 64 KiB is what a pipe holds, pipe(7); a report has more than 100 bytes.
+    for _ in 0..1000 {
+        let args = TakeArgs {
+            file,
+            owner: Owner(b"destination"),
+            expected_epoch: epoch,
+            ttl_ms: 60_000,
+        };
+        let record = client.call::<Take>(&args).expect("connected");
+        let grant = record.results::<Take>().expect("a reply").0;
+        epoch = grant.expect("the epoch is right").holding.epoch;
+    }
+    drop(program);
+    let last = unread.filter_map(|report| lease(&report, "transferred"));
+    assert!(
+        last.last().is_some_and(|(_, reported, _)| reported < epoch),
+        "the hand-over was to stay unreported"
+    );
+    let (program, reports) = Program::heard(env(), dir.path(), listen, &[]);
+    // Leases are told before any call is served, so the connection is told after them.
+    let _client = support::connect(program.address);
+    let held: Vec<_> = reports
+        .take_while(|report| report["kind"].as_str() != Some("connection"))
+        .filter_map(|report| lease(&report, "held"))
+        .collect();
+    assert_eq!(held, [("destination".into(), epoch, true)]);
 }

@@ -23,13 +23,13 @@ pub(super) const END_UNHEARD: &str =
     "it is no longer on its host, which could not be heard when it ended";
 
 impl State {
-    /// The storage server says that the lease of a disk changed.
+    /// The storage server says that the lease of a disk changed, or how it found it when it started.
     pub(super) fn note_lease(&mut self, path: &str, owner: &str, change: &str) {
         match change {
-            "acquired" | "transferred" => {
+            "acquired" | "transferred" | "held" => {
                 self.leases.insert(path.into(), owner.into());
             }
-            "released" | "expired" | "broken" => {
+            "released" | "expired" | "broken" | "free" => {
                 self.leases.remove(path);
             }
             _ => {}

@@ -58,7 +58,7 @@ impl Log {
 
 /// Whoever began to run a VM held its lease then, and no epoch of a lease ever served two hosts.
 pub fn assert_never_two_copies(records: &[Record]) {
-    let mut leases: Vec<(u64, u64, &str)> = records
+    let mut leases: Vec<(u64, u64, &str, bool)> = records
         .iter()
         .filter_map(|record| match &record.event {
             Event::Lease {
@@ -66,8 +66,8 @@ pub fn assert_never_two_copies(records: &[Record]) {
                 owner,
                 change,
                 ..
-            } if change == "acquired" || change == "transferred" => {
-                Some((record.t_ns, *epoch, owner.as_str()))
+            } if matches!(change.as_str(), "acquired" | "transferred" | "held") => {
+                Some((record.t_ns, *epoch, owner.as_str(), change == "held"))
             }
             _ => None,
         })
@@ -89,11 +89,12 @@ pub fn assert_never_two_copies(records: &[Record]) {
         // The host's clock may be off by so much.
         let latest = record.t_ns + record.error_ns;
         let held = leases.iter().rev().find(|(t_ns, ..)| *t_ns <= latest);
-        let Some(&(since, epoch, owner)) = held else {
+        let Some(&(since, epoch, owner, _)) = held else {
             panic!("{runs} ran the guest before anybody had its lease: {record:?}");
         };
         let next = leases.iter().find(|(t_ns, ..)| *t_ns > latest);
-        let epoch = if owner != runs && may_be_unreported(records, since..latest, epoch, next) {
+        let late = || is_told_late(records, since..latest, (epoch + 1, runs), next);
+        let epoch = if owner != runs && late() {
             epoch + 1
         } else {
             assert_eq!(owner, runs, "ran without the lease: {record:?}");
@@ -107,18 +108,19 @@ pub fn assert_never_two_copies(records: &[Record]) {
     assert!(!begun.is_empty(), "the guest never ran");
 }
 
-/// Whether a lease can have moved without a word: its server died meanwhile, and the epoch is not that of the next report.
-fn may_be_unreported(
+/// Whether a lease may have moved without a word: its server died meanwhile, and the next one found it so, if there was one.
+fn is_told_late(
     records: &[Record],
     meanwhile: std::ops::Range<u64>,
-    epoch: u64,
-    next: Option<&(u64, u64, &str)>,
+    moved: (u64, &str),
+    next: Option<&(u64, u64, &str, bool)>,
 ) -> bool {
     let died = |record: &Record| {
         meanwhile.contains(&record.t_ns)
             && matches!(&record.event, Event::StorageState { state } if state == "killed")
     };
-    records.iter().any(died) && next.is_none_or(|(_, next, _)| *next > epoch + 1)
+    records.iter().any(died)
+        && next.is_none_or(|(_, epoch, owner, found)| *found && (*epoch, *owner) == moved)
 }
 
 #[test]
@@ -131,8 +133,8 @@ fn two_copies_are_noticed() {
         source: String::new(),
         event,
     };
-    let lease = |t_ns, epoch, owner: &str| {
-        let change = "transferred".into();
+    let changed = |t_ns, epoch, owner: &str, change: &str| {
+        let change = change.into();
         let (path, owner) = (String::new(), owner.into());
         let event = Event::Lease {
             path,
@@ -141,6 +143,11 @@ fn two_copies_are_noticed() {
             change,
         };
         record(t_ns, event)
+    };
+    let lease = |t_ns, epoch, owner: &str| changed(t_ns, epoch, owner, "transferred");
+    let killed = |t_ns| {
+        let state = "killed".into();
+        record(t_ns, Event::StorageState { state })
     };
     let first = |t_ns, host: &str| {
         let (vm, host) = (String::new(), host.into());
@@ -153,6 +160,18 @@ fn two_copies_are_noticed() {
         first(4, "h2"),
     ];
     assert_never_two_copies(&good);
+    let untold = |finds: &str| {
+        [
+            lease(1, 1, "h1"),
+            first(2, "h1"),
+            killed(3),
+            first(4, "h2"),
+            changed(5, 2, finds, "held"),
+        ]
+    };
+    assert_never_two_copies(&untold("h2"));
+    let noticed = std::panic::catch_unwind(|| assert_never_two_copies(&untold("h1")));
+    assert!(noticed.is_err(), "the server found it with another");
     for bad in [
         [
             lease(1, 1, "h1"),

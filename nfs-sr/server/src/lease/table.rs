@@ -147,6 +147,35 @@ impl Leases {
         list
     }
 
+    /// Reports whose every lease is. To be called before the first call is served: what is reported later are changes.
+    pub fn report_all(&self, now: Instant, events: &Events) {
+        let table = self.read();
+        let mut leases: Vec<&Lease> = table.values().collect();
+        leases.sort_by(|a, b| a.path.cmp(&b.path));
+        for lease in leases {
+            let report = |epoch, owner: &[u8], change, remaining_ms| {
+                events.report(&Event::Lease {
+                    path: lease.path.display().to_string(),
+                    epoch,
+                    owner: String::from_utf8_lossy(owner).into_owned(),
+                    change,
+                    remaining_ms,
+                });
+            };
+            let change = match lease.mode {
+                Mode::Exclusive => "held",
+                Mode::Shared => "shared",
+            };
+            for holder in &lease.holders {
+                let remaining_ms = Some(holder.remaining_ms(now));
+                report(holder.epoch, &holder.owner, change, remaining_ms);
+            }
+            if lease.holders.is_empty() {
+                report(lease.epoch, &[], "free", None);
+            }
+        }
+    }
+
     /// ACQUIRE.
     #[allow(clippy::too_many_arguments)]
     pub fn acquire(
@@ -372,6 +401,7 @@ impl Leases {
                 epoch,
                 owner: String::from_utf8_lossy(owner).into_owned(),
                 change,
+                remaining_ms: None,
             });
         };
         if !owner.is_empty() && !view.owner.is_empty() && view.remaining_ms == 0 {

@@ -212,6 +212,7 @@ impl Server {
                 epoch,
                 owner: String::from_utf8_lossy(&view.owner).into_owned(),
                 change: "refused",
+                remaining_ms: None,
             });
         }
     }

@@ -27,7 +27,20 @@ impl Program {
     }
 
     /// As the arguments of `command`.
-    pub fn spawn(mut command: Command, directory: &Path, listen: &str, arguments: &[&str]) -> Self {
+    pub fn spawn(command: Command, directory: &Path, listen: &str, arguments: &[&str]) -> Self {
+        let (program, reports) = Self::heard(command, directory, listen, arguments);
+        // They are of no interest, but must be read.
+        std::thread::spawn(move || reports.for_each(drop));
+        program
+    }
+
+    /// The same, with what it reports after it was ready, until it ends. If nobody reads that, it stays unsaid.
+    pub fn heard(
+        mut command: Command,
+        directory: &Path,
+        listen: &str,
+        arguments: &[&str],
+    ) -> (Self, impl Iterator<Item = serde_json::Value> + use<>) {
         let mut child = command
             .arg(env!("CARGO_BIN_EXE_nfs-sr"))
             .arg("serve")
@@ -40,15 +53,16 @@ impl Program {
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         let ready: serde_json::Value =
             serde_json::from_str(&lines.next().expect("a line").expect("UTF-8")).expect("JSON");
-        // The rest is of no interest, but must be read.
-        std::thread::spawn(move || lines.for_each(drop));
         let address = ready["tcp"].as_str().expect("an address");
         let address = address.parse().expect("an address");
-        Self {
+        let program = Self {
             child,
             address,
             ready,
-        }
+        };
+        // The last line may have been cut off.
+        let reports = lines.map_while(|line| serde_json::from_str(&line.expect("UTF-8")).ok());
+        (program, reports)
     }
 
     pub fn pid(&self) -> rustix::process::Pid {
