@@ -46,6 +46,7 @@ const NEEDS: &[(&str, &str)] = &[
         "qemu-block-extra",
     ),
     ("sc", "sc"),
+    ("xva-img", "xva-img"),
     ("script", "bsdutils"),
     ("ssh", "openssh-client"),
     ("chromium", "chromium"),
