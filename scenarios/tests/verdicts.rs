@@ -332,6 +332,7 @@ fn a_lost_session_fails() {
     let last = records.last().unwrap().clone();
     records.push(Record {
         event: Event::SessionLost {
+            unsaved: 0,
             vm: vm(),
             reason: "the connection has ended".into(),
         },

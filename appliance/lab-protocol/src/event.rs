@@ -62,6 +62,25 @@ pub enum ProbeKind {
     Clock,
 }
 
+/// What has happened in a pool of hosts; see `host_protocol::pool::PoolMark`, which these mirror.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum PoolMark {
+    Suspected,
+    DeclaredDead,
+    Liveset,
+    Fenced,
+    Restart,
+    Restarted,
+    NotRestarted,
+    Protection,
+    SelfFenced,
+    PermitLapsed,
+    PermitBack,
+    Note,
+}
+
 /// What can happen in a lab. `kind` names the variant in kebab-case.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
@@ -157,6 +176,15 @@ pub enum Event {
         migration: u32,
         error: String,
     },
+    /// The hosts' own doing when one of them fails: `host` says it, `vm` and `about` (a host) are what it is about, `text` is
+    /// the sentence for people.
+    Pool {
+        host: String,
+        mark: PoolMark,
+        vm: Option<String>,
+        about: Option<String>,
+        text: String,
+    },
     /// The storage server's process was started, ended or died, or a host lost or regained it.
     StorageState { state: String },
     /// A lease changed: `acquired`, `transferred`, `released`, `expired`, `broken`, `refused`. Or how the storage server
@@ -182,8 +210,14 @@ pub enum Event {
     LinkFault { link: String, fault: String },
     /// The session with the guest is open.
     SessionOpen { vm: String },
-    /// The session was lost, and why.
-    SessionLost { vm: String, reason: String },
+    /// The session was lost, and why. `unsaved` keys had been typed since the document that was saved last: whether their
+    /// echo was seen or not, they are lost with the program.
+    SessionLost {
+        vm: String,
+        reason: String,
+        #[serde(default)]
+        unsaved: u32,
+    },
     /// A key of the typist: scheduled, sent, and when its echo was on the screen.
     Key {
         index: u32,

@@ -12,7 +12,7 @@ pub mod command;
 pub mod event;
 
 pub use command::{Command, LinkFault, Response};
-pub use event::{Event, Phase, ProbeKind, Record, Role};
+pub use event::{Event, Phase, PoolMark, ProbeKind, Record, Role};
 
 /// Version of the records and commands here; a reader refuses a higher one.
 pub const SCHEMA: u32 = 1;

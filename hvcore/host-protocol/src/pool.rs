@@ -71,8 +71,10 @@ pub enum PoolMark {
     Protection,
     /// This host has stopped its guests.
     SelfFenced,
-    /// Guests of this host stand still, or run again.
-    Permit,
+    /// Guests of this host stand still.
+    PermitLapsed,
+    /// They may run again.
+    PermitBack,
     /// Anything else.
     Note,
 }

@@ -44,10 +44,12 @@
 
 extern crate alloc;
 
+mod action;
 pub mod capacity;
 mod clock;
 mod config;
 mod event;
+mod exchange;
 mod peer;
 mod permit;
 mod pool;
@@ -57,12 +59,13 @@ mod status;
 mod table;
 mod wire;
 
+pub use action::{Action, LeaseAnswer, LeaseCall, LeaseFile, Token};
 pub use capacity::{Case, Plan, Shortage};
 pub use config::{
     ConfigError, HostId, HostPolicy, PoolConfig, Safeguards, Timing, VmIndex, VmPolicy,
 };
 pub use event::{Departure, Event, Explained, Fault, FenceCause, NotRestarted};
-pub use pool::{Action, LeaseAnswer, LeaseCall, LeaseFile, Pool, Token};
+pub use pool::Pool;
 pub use status::{HostStatus, Protection, Status};
 pub use table::{Place, Table};
 pub use wire::{Heard, Heartbeat, MAX_HEARTBEAT, Report, Standing, VmReport};

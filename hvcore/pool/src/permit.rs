@@ -17,9 +17,10 @@
 //! [`Timing::run_ms`]: crate::Timing::run_ms
 
 use crate::{
+    action::{LeaseAnswer, LeaseCall, LeaseFile, Token},
     event::{Event, FenceCause},
     peer::{MS, Peers as _},
-    pool::{LeaseAnswer, LeaseCall, LeaseFile, Pool, Token},
+    pool::Pool,
     wire::Standing,
 };
 

@@ -2,142 +2,24 @@
 
 use alloc::{
     collections::{BTreeMap, VecDeque},
-    string::String,
     vec::Vec,
 };
 
 use host_protocol::auth::{Purpose, Seal};
 
 use crate::{
+    action::{Action, LeaseAnswer, LeaseCall, LeaseFile, Token},
     clock::{Clocks, Jump},
     config::{ConfigError, HostId, PoolConfig, VmIndex},
     event::{Event, Fault, FenceCause},
-    peer::{MS, Peer, Peers as _},
+    exchange::{Look, Write},
+    peer::{MS, Peer},
     permit::Permit,
     proposal::Proposal,
     recovery::Recovery,
     table::{Place, Table},
     wire::{Heard, Heartbeat, Report, Standing, VmReport},
 };
-
-/// Names a request to the storage server until it is answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Token(pub u64);
-
-/// A file with a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum LeaseFile {
-    /// The pool's own: the epoch of its lease is the pool's generation.
-    Pool,
-    /// A disk of a VM: the number counts those that it writes.
-    Disk(VmIndex, u8),
-}
-
-/// What is asked about a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LeaseCall {
-    /// ACQUIRE, for the very first time.
-    Create {
-        /// Whose it shall be.
-        owner: HostId,
-    },
-    /// TAKE: compare-and-swap on the epoch.
-    Take {
-        /// The epoch it must have.
-        expected_epoch: u64,
-        /// Whose it shall be.
-        owner: HostId,
-    },
-    /// GET.
-    Look,
-}
-
-/// What the storage server said of a lease.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LeaseAnswer {
-    /// It is taken.
-    Granted {
-        /// Its epoch now.
-        epoch: u64,
-    },
-    /// It is not taken; this is its state.
-    State {
-        /// Its epoch; 0 if there never was a lease.
-        epoch: u64,
-        /// Name of its owner; empty if nobody.
-        owner: String,
-    },
-    /// There is no such file.
-    Missing,
-    /// The server did not answer, or failed.
-    Failed,
-}
-
-/// What the host shall do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Send this heartbeat to all other hosts over the management network.
-    Heartbeat(Vec<u8>),
-    /// Read slots of the statefile; answer by [`Pool::on_slots`].
-    ReadSlots {
-        /// Names it.
-        token: Token,
-        /// The first host's.
-        first: HostId,
-        /// How many.
-        count: u16,
-    },
-    /// Write this block as this host's slot, stable before it is answered by [`Pool::on_written`].
-    WriteSlot {
-        /// Names it.
-        token: Token,
-        /// The block.
-        block: Vec<u8>,
-    },
-    /// Ask the storage server about a lease; answer by [`Pool::on_lease`].
-    Lease {
-        /// Names it.
-        token: Token,
-        /// Which.
-        file: LeaseFile,
-        /// What.
-        call: LeaseCall,
-    },
-    /// Start this VM, whose leases are this host's; say what came of it by [`Pool::set_vm`].
-    Start {
-        /// Which VM.
-        vm: VmIndex,
-        /// Which attempt, for [`VmReport::Failed`].
-        attempt: u16,
-    },
-    /// Stop this VM now, without giving its leases back: it came here while this host was not in the liveset.
-    Stop {
-        /// Which VM.
-        vm: VmIndex,
-    },
-    /// Stop all protected VMs now, without giving their leases back.
-    Fence(FenceCause),
-    /// Tell people.
-    Event(Event),
-}
-
-/// A read of the statefile under way.
-pub(crate) struct Look {
-    pub token: Token,
-    /// By the steady clock.
-    pub sent: u64,
-    pub first: usize,
-    pub count: usize,
-}
-
-/// A write to the statefile under way.
-pub(crate) struct Write {
-    pub token: Token,
-    /// By the raw clock; `None` if that was set since.
-    pub sent: Option<u64>,
-    /// The table in it.
-    pub stamp: (u64, u32),
-}
 
 /// One host's part in the pool.
 ///
@@ -177,17 +59,13 @@ pub struct Pool {
     pub(crate) storage_up: bool,
     next_token: u64,
     ignored: Vec<(Option<HostId>, Fault, u32, u64)>,
-    actions: VecDeque<Action>,
+    pub(crate) actions: VecDeque<Action>,
 }
 
-/// Between two looks at the whole statefile when all is well.
-pub(crate) const SCAN_NS: u64 = 1000 * MS;
 /// Between two events of one kind about what was ignored.
 const IGNORED_NS: u64 = 10_000 * MS;
 /// Kinds of those that are kept apart.
 const IGNORED_KINDS: usize = 64;
-/// Heartbeats whose time of sending is remembered.
-const SENT: usize = 128;
 
 impl Pool {
     /// A host that has just booted.
@@ -633,177 +511,13 @@ impl Pool {
         }
     }
 
-    /// Sends and asks what is due.
-    fn do_io(&mut self) {
-        let steady = self.clocks.steady();
-        let timing = self.config.timing;
-        let overdue = |write: &Write| {
-            let sent = write.sent.unwrap_or(self.clocks.raw());
-            self.clocks.raw().saturating_sub(sent) >= timing.run_ms * MS
-        };
-        if self.storage_up && self.write.as_ref().is_some_and(overdue) {
-            self.storage_up = false;
-            self.tell(Event::Storage { up: false });
-        }
-        if self.look.is_none() && steady >= self.next_look() {
-            self.read_slots();
-        }
-        if !self.booted {
-            self.heartbeat_due = steady + timing.heartbeat_ms * MS;
-            return;
-        }
-        // A heartbeat after each write: when it is heard, it dates the write.
-        if self.write.is_none() && steady >= self.write_due {
-            self.write_slot();
-            self.heartbeat_due = steady;
-        }
-        if steady >= self.heartbeat_due {
-            self.heartbeat_due = steady + timing.heartbeat_ms * MS;
-            self.send_heartbeat();
-        }
-    }
-
-    fn report(&mut self, table: Option<Table>) -> Report {
-        self.sequence += 1;
-        let announcing = self.proposal.announcing();
-        let (generation, version) = announcing.unwrap_or(&self.table).stamp();
-        Report {
-            from: self.me,
-            incarnation: self.incarnation,
-            sequence: self.sequence,
-            standing: self.standing,
-            generation,
-            version,
-            vms: self.vms.iter().map(|(vm, report)| (*vm, *report)).collect(),
-            table,
-        }
-    }
-
-    fn write_slot(&mut self) {
-        let table = self.proposal.announcing().unwrap_or(&self.table).clone();
-        let stamp = table.stamp();
-        let report = self.report(Some(table));
-        let Some(block) = report.encode_slot(&self.config.pool, &self.slots) else {
-            return;
-        };
-        let token = self.token();
-        self.write_due = self.clocks.steady() + self.config.timing.statefile_ms * MS;
-        self.write = Some(Write {
-            token,
-            sent: Some(self.clocks.raw()),
-            stamp,
-        });
-        self.actions.push_back(Action::WriteSlot {
-            token,
-            block: block.to_vec(),
-        });
-    }
-
-    fn send_heartbeat(&mut self) {
-        if self.peers.len() == 1 {
-            return;
-        }
-        let stamp = self.table.stamp();
-        let lags = |peer: &Peer| {
-            let report = peer.report.as_ref();
-            report.is_some_and(|report| (report.generation, report.version) < stamp)
-        };
-        let me = self.me;
-        let steady = self.clocks.steady();
-        let timing = self.config.timing;
-        let anybody_lags = self
-            .peers
-            .others(me)
-            .any(|(_, peer)| lags(peer) && !peer.is_quiet(steady, &timing));
-        let table = (anybody_lags && self.table.generation != 0).then(|| self.table.clone());
-        let report = self.report(table);
-        let sequence = report.sequence;
-        let heartbeat = Heartbeat {
-            report,
-            storage_age_ms: self.permit.storage_age_ms(self.clocks.raw()),
-            heard: self.peers.iter().map(|peer| peer.heard).collect(),
-        };
-        let bytes = heartbeat.encode(&self.config.pool, &self.heartbeats);
-        if self.sent.len() == SENT {
-            self.sent.pop_front();
-        }
-        self.sent.push_back((sequence, self.clocks.raw()));
-        self.actions.push_back(Action::Heartbeat(bytes));
-    }
-
-    /// When the statefile is read next: regularly for what the management network does not vouch for, and at the
-    /// moment at which a silence would be long enough to count.
-    fn next_look(&self) -> u64 {
-        let steady = self.clocks.steady();
-        if !self.booted || self.standing != Standing::Member || self.proposal.wants_look() {
-            return self.look_due;
-        }
-        let timing = self.config.timing;
-        let limit = self.silence_limit();
-        let statefile = self.config.safeguards.statefile_signs;
-        let mut at = self.scan_due;
-        for (host, peer) in self.peers.others(self.me) {
-            if self.table.incarnation(host) == 0 {
-                continue;
-            }
-            if peer.is_quiet(steady, &timing) {
-                at = at.min(self.look_due);
-            }
-            if let Some(due) = peer.look_due(limit, statefile) {
-                at = at.min(due);
-            }
-        }
-        at
-    }
-
-    fn read_slots(&mut self) {
-        let steady = self.clocks.steady();
-        let timing = self.config.timing;
-        self.look_due = steady + timing.statefile_ms * MS;
-        let all = (0, self.peers.len());
-        let whole = !self.booted
-            || self.standing != Standing::Member
-            || steady >= self.scan_due
-            || self.proposal.wants_look();
-        let (first, count) = if whole {
-            self.scan_due = steady + SCAN_NS;
-            all
-        } else {
-            let wanted: Vec<_> = self
-                .peers
-                .others(self.me)
-                .filter(|(host, peer)| {
-                    self.table.incarnation(*host) != 0 && peer.is_quiet(steady, &timing)
-                })
-                .map(|(host, _)| host.index())
-                .collect();
-            match (wanted.first(), wanted.last()) {
-                (Some(first), Some(last)) => (*first, last - first + 1),
-                _ => all,
-            }
-        };
-        let token = self.token();
-        self.proposal.looking(token);
-        self.look = Some(Look {
-            token,
-            sent: steady,
-            first,
-            count,
-        });
-        self.actions.push_back(Action::ReadSlots {
-            token,
-            first: HostId(u16::try_from(first).unwrap_or(0)),
-            count: u16::try_from(count).unwrap_or(0),
-        });
-    }
-
     pub(crate) fn ask(&mut self, file: LeaseFile, call: LeaseCall) -> Token {
         let token = self.token();
         self.actions.push_back(Action::Lease { token, file, call });
         token
     }
 
-    fn token(&mut self) -> Token {
+    pub(crate) fn token(&mut self) -> Token {
         self.next_token += 1;
         Token(self.next_token)
     }

@@ -11,10 +11,11 @@
 use alloc::vec::Vec;
 
 use crate::{
+    action::{LeaseAnswer, LeaseCall, LeaseFile, Token},
     config::HostId,
     event::{Departure, Event},
     peer::{MS, Peers as _},
-    pool::{LeaseAnswer, LeaseCall, LeaseFile, Pool, Token},
+    pool::Pool,
     table::{Place, Table},
     wire::Standing,
 };

@@ -10,11 +10,12 @@
 use alloc::{collections::BTreeMap, vec, vec::Vec};
 
 use crate::{
+    action::{LeaseAnswer, LeaseCall, LeaseFile, Token},
     capacity::{self, Plan, Shortage},
     config::{HostId, VmIndex},
     event::{Event, NotRestarted},
     peer::{MS, Peers as _},
-    pool::{LeaseAnswer, LeaseCall, LeaseFile, Pool, Token},
+    pool::Pool,
     table::Place,
     wire::{Standing, VmReport},
 };

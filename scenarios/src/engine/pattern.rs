@@ -18,6 +18,7 @@ struct Fields<'a> {
     healthy: Option<bool>,
     phase: Option<lab_protocol::Phase>,
     role: Option<lab_protocol::Role>,
+    mark: Option<lab_protocol::PoolMark>,
 }
 
 fn fields(event: &Event) -> Option<Fields<'_>> {
@@ -100,6 +101,18 @@ fn fields(event: &Event) -> Option<Fields<'_>> {
             migration: Some(*migration),
             ..of("migration-ended")
         },
+        Event::Pool {
+            host,
+            mark,
+            vm,
+            about,
+            ..
+        } => Fields {
+            guest: vm.as_deref(),
+            host: Some(about.as_ref().unwrap_or(host)),
+            mark: Some(*mark),
+            ..of("pool")
+        },
         Event::StorageState { state } => Fields {
             state: Some(state),
             ..of("storage-state")
@@ -155,4 +168,5 @@ pub fn matches(pattern: &Pattern, record: &Record) -> bool {
         && wanted(pattern.healthy, found.healthy)
         && wanted(pattern.phase, found.phase)
         && wanted(pattern.role, found.role)
+        && wanted(pattern.mark, found.mark)
 }

@@ -5,6 +5,7 @@
 
 pub mod attribution;
 pub mod migration;
+pub mod outage;
 pub mod series;
 pub mod statistics;
 

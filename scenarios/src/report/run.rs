@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use lab_protocol::{Event, ProbeKind, Record};
+use lab_protocol::{Event, PoolMark, ProbeKind, Record};
 use serde::{Deserialize, Serialize};
 
 use super::{Report, ms};
 use crate::evidence::fingerprint::Fingerprint;
 use crate::measure::Window;
+use crate::measure::outage::Outage;
 use crate::measure::series::Series;
 use crate::measure::statistics::quantile;
 use crate::verdict::{Check, Verdict};
@@ -138,7 +139,39 @@ pub fn figures_of(report: &Report, records: &[Record]) -> BTreeMap<String, Vec<f
         add(name, silence.map(|silence| ms(silence.len_ns())));
     }
     add("evacuation", evacuation_ms(records));
+    add_outages(&mut figures, records);
     figures
+}
+
+/// What the pool did about hosts that failed.
+fn add_outages(figures: &mut BTreeMap<String, Vec<f64>>, records: &[Record]) {
+    let of_pool = |wanted: PoolMark| {
+        let is =
+            |record: &&Record| matches!(&record.event, Event::Pool { mark, .. } if *mark == wanted);
+        records.iter().filter(is).count() as f64
+    };
+    let is_pool = |record: &Record| matches!(record.event, Event::Pool { .. });
+    if records.iter().any(is_pool) {
+        figures.insert("restarts".into(), vec![of_pool(PoolMark::Restart)]);
+        figures.insert("self-fences".into(), vec![of_pool(PoolMark::SelfFenced)]);
+    }
+    for outage in Outage::all(records) {
+        for (name, time) in [
+            ("outage-detect", outage.detect_ns()),
+            ("outage-fence", outage.agree_and_fence_ns()),
+            ("outage-decide", outage.decide_ns()),
+            ("outage-start", outage.start_ns()),
+            ("outage-boot", outage.boot_ns()),
+            ("outage-echo", outage.first_echo_ns()),
+            ("outage-without-boot", outage.without_boot_ns()),
+        ] {
+            if let Some(time) = time {
+                figures.entry(name.into()).or_default().push(ms(time));
+            }
+        }
+        let lost = figures.entry("keys-lost-with-host".into()).or_default();
+        lost.push(f64::from(outage.keys_lost));
+    }
 }
 
 /// From the first request to the last end of the migrations that an evacuation asked for.

@@ -16,7 +16,7 @@ pub const NETWORKS: [&str; 3] = ["mgmt", "storage", "session"];
 /// The storage server's port on the storage network.
 pub const STORAGE_PORT: &str = "nfs";
 /// Kinds of events that a pattern may name.
-pub const EVENTS: [&str; 19] = [
+pub const EVENTS: [&str; 20] = [
     "host-power",
     "host-booted",
     "vm-state",
@@ -29,6 +29,7 @@ pub const EVENTS: [&str; 19] = [
     "migration-phase",
     "migration-round",
     "migration-ended",
+    "pool",
     "storage-state",
     "lease",
     "link-fault",
@@ -104,6 +105,14 @@ impl Checker<'_> {
             self.say(
                 pool.hosts.span(),
                 format!("a pool has 1 to {MAX_HOSTS} hosts"),
+            );
+        }
+        if let Some(failures) = &pool.protect
+            && *failures.get_ref() >= *pool.hosts.get_ref()
+        {
+            self.say(
+                failures.span(),
+                "at least one host must be left when the others fail",
             );
         }
         if *pool.cpus.get_ref() != 1 {

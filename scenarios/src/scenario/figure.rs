@@ -28,7 +28,7 @@ const fn figure(
 }
 
 /// All figures. Those of a migration have one value each migration, the others one value each run.
-pub const ALL: [FigureName; 16] = [
+pub const ALL: [FigureName; 26] = [
     figure(
         "vcpu-pause",
         "vCPU pause",
@@ -119,6 +119,66 @@ pub const ALL: [FigureName; 16] = [
         "evacuation",
         "ms",
         "from the first request of an evacuation to the end of the last migration of it",
+    ),
+    figure(
+        "outage-detect",
+        "failure detected",
+        "ms",
+        "from the pull of a host's plug until another declares it dead",
+    ),
+    figure(
+        "outage-fence",
+        "agreed and fenced",
+        "ms",
+        "from then until the leases of a VM's disks are taken for the host that is to start it",
+    ),
+    figure(
+        "outage-decide",
+        "restart decided",
+        "ms",
+        "from then until it is decided that it starts",
+    ),
+    figure(
+        "outage-start",
+        "guest started",
+        "ms",
+        "from then until its first instruction",
+    ),
+    figure(
+        "outage-boot",
+        "guest boot",
+        "ms",
+        "from its first instruction until its service accepts connections, by the health check",
+    ),
+    figure(
+        "outage-echo",
+        "first echo",
+        "ms",
+        "from the pull until the echo of the first key of the next session",
+    ),
+    figure(
+        "outage-without-boot",
+        "first echo, without the boot",
+        "ms",
+        "the same less the guest's boot",
+    ),
+    figure(
+        "keys-lost-with-host",
+        "keys lost with the host",
+        "",
+        "keys typed into the lost session since its last saved document, their echo seen or not",
+    ),
+    figure(
+        "restarts",
+        "restarts",
+        "",
+        "guests that the pool decided to start anew",
+    ),
+    figure(
+        "self-fences",
+        "self-fences",
+        "",
+        "times that a host stopped its guests by itself",
     ),
 ];
 

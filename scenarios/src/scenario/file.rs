@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use lab_protocol::{LinkFault, Phase, Role};
+use lab_protocol::{LinkFault, Phase, PoolMark, Role};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use toml::Spanned;
@@ -105,6 +105,9 @@ pub struct Pool {
     pub cpus: Spanned<u8>,
     /// Links that have a fault from the beginning.
     pub links: Vec<Link>,
+    /// The guests are protected: one whose host fails is restarted on another, and so many hosts may fail at once.
+    #[schemars(with = "Option<u8>")]
+    pub protect: Option<Spanned<u8>>,
 }
 
 impl Default for Pool {
@@ -114,6 +117,7 @@ impl Default for Pool {
             memory: Spanned::new(0..0, Size { bytes: 768 << 20 }),
             cpus: Spanned::new(0..0, 1),
             links: Vec::new(),
+            protect: None,
         }
     }
 }
@@ -202,6 +206,10 @@ pub struct Session {
     /// So long the typist waits for an echo before the session counts as lost.
     #[serde(default = "session_patience")]
     pub patience: Time,
+    /// When the session is lost, the typist connects anew, again and again, and begins another document: the guest is
+    /// expected to be restarted.
+    #[serde(default)]
+    pub reconnect: bool,
 }
 
 fn session_patience() -> Time {
@@ -563,6 +571,9 @@ pub struct Pattern {
     pub state: Option<String>,
     /// `change` of a `lease`.
     pub change: Option<String>,
+    /// Of a `pool`: what has happened. Its host is whom it is about, or else who says it.
+    #[schemars(with = "Option<String>")]
+    pub mark: Option<PoolMark>,
     /// Of a `health`.
     pub healthy: Option<bool>,
     /// `text` of a `mark`.

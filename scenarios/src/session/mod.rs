@@ -54,6 +54,9 @@ pub struct SessionConfig {
     pub recording: Option<PathBuf>,
 }
 
+/// Opens a connection to the guest anew, however long that takes; `None` when the flag has been set meanwhile.
+pub type Reconnect = Box<dyn FnMut(&AtomicBool) -> Option<Stream> + Send>;
+
 /// What a session came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
@@ -155,16 +158,25 @@ impl Typist {
         config: SessionConfig,
         on_event: impl FnMut(Event) + Send + 'static,
     ) -> Result<Self, SessionError> {
+        Self::start_again(stream, config, None, on_event)
+    }
+
+    /// As [`Typist::start`], and with `reconnect` another session follows a lost one.
+    ///
+    /// # Errors
+    ///
+    /// The machine cannot start a thread.
+    pub fn start_again(
+        stream: Stream,
+        config: SessionConfig,
+        reconnect: Option<Reconnect>,
+        on_event: impl FnMut(Event) + Send + 'static,
+    ) -> Result<Self, SessionError> {
         let finishing = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&finishing);
         let thread = std::thread::Builder::new()
             .name("typist".into())
-            .spawn(move || {
-                tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()?
-                    .block_on(run::run(stream, config, flag, on_event))
-            })?;
+            .spawn(move || hold(stream, config, reconnect, &flag, on_event))?;
         Ok(Self { finishing, thread })
     }
 
@@ -184,5 +196,50 @@ impl Typist {
         self.thread
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+/// Holds a session, and another one after each that is lost if `reconnect` can open a connection.
+fn hold(
+    mut stream: Stream,
+    mut config: SessionConfig,
+    mut reconnect: Option<Reconnect>,
+    finishing: &Arc<AtomicBool>,
+    mut on_event: impl FnMut(Event),
+) -> Result<Summary, SessionError> {
+    let runtime = runtime()?;
+    let recording = config.recording.clone();
+    let mut opened = 0_u32;
+    let mut first_key = 0;
+    loop {
+        let mut next_key = first_key;
+        let hear = |event: Event| {
+            match &event {
+                Event::Key { index, .. } => next_key = next_key.max(index + 1),
+                Event::SessionOpen { .. } => opened += 1,
+                _ => {}
+            }
+            on_event(event);
+        };
+        let ended = runtime.block_on(run::run(
+            stream,
+            config.clone(),
+            first_key,
+            Arc::clone(finishing),
+            hear,
+        ));
+        // What could not be had the first time is no loss.
+        let again = match (&ended, &mut reconnect) {
+            (Err(_), Some(reconnect)) if opened > 0 => reconnect(finishing),
+            _ => None,
+        };
+        let Some(another) = again else { return ended };
+        stream = another;
+        first_key = next_key;
+        config.seed = config.seed.wrapping_add(1);
+        config.recording = recording.as_ref().map(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            path.with_file_name(format!("{}-{name}", opened + 1))
+        });
     }
 }

@@ -20,6 +20,9 @@ use crate::evidence::cast::Recorder;
 const ROWS: u16 = 24;
 const COLUMNS: u16 = 80;
 
+/// Logging in and starting the program take longer than an echo, above all in a guest that has just booted.
+const OPENING: Duration = Duration::from_secs(30);
+
 /// Time for the typist to settle before the first key.
 const SETTLE_NS: u64 = 200_000_000;
 
@@ -29,17 +32,18 @@ struct Due {
     due_ns: u64,
 }
 
-/// A document that was fetched, or why it was not.
-type Fetched = (Document, Result<Vec<u8>, SessionError>);
+/// A document, the number of the key that saved it, and its contents, or why there are none.
+type Fetched = (Document, u32, Result<Vec<u8>, SessionError>);
 
-/// Holds a session from log-in to the last document.
+/// Holds a session from log-in to the last document; its keys are numbered from `first_key`.
 pub async fn run(
     stream: Stream,
     config: SessionConfig,
+    first_key: u32,
     finishing: Arc<AtomicBool>,
     on_event: impl FnMut(Event),
 ) -> Result<Summary, SessionError> {
-    let patience = config.patience;
+    let patience = config.patience.max(OPENING);
     let log_in = Connection::open(stream, &config.access);
     let connection = timeout(patience, log_in)
         .await
@@ -70,6 +74,8 @@ pub async fn run(
         presumed: Vec::new(),
         fetched_sender,
         fetching: 0,
+        saved: 0,
+        first_key,
         summary: Summary {
             content_equal: true,
             ..Summary::default()
@@ -89,6 +95,7 @@ pub async fn run(
             (session.on_event)(Event::SessionLost {
                 vm: session.config.vm.clone(),
                 reason: error.to_string(),
+                unsaved: session.summary.keys - session.saved,
             });
             Err(error)
         }
@@ -169,6 +176,10 @@ struct Session<F> {
     presumed: Vec<Arrival>,
     fetched_sender: UnboundedSender<Fetched>,
     fetching: u32,
+    /// Keys up to the one that saved the last document that was found to be right.
+    saved: u32,
+    /// Number of the first key: there may have been sessions before.
+    first_key: u32,
     summary: Summary,
     config: SessionConfig,
     on_event: F,
@@ -196,8 +207,8 @@ impl<F: FnMut(Event)> Session<F> {
                     Some(due) => self.send(due).await?,
                     None => typing = false,
                 },
-                Some((document, contents)) = fetched.recv(), if self.fetching > 0 => {
-                    self.on_document(&document, contents?);
+                Some((document, saved, contents)) = fetched.recv(), if self.fetching > 0 => {
+                    self.on_document(&document, saved, contents?);
                 }
                 () = until(deadline) => {
                     return Err(SessionError::Lost(format!("no echo for {:?}", self.config.patience)));
@@ -212,7 +223,7 @@ impl<F: FnMut(Event)> Session<F> {
         self.summary.late_max_ns = self.summary.late_max_ns.max(sent_ns.saturating_sub(due_ns));
         let byte = key.byte;
         self.tracker.sent(Sent {
-            index: self.summary.keys,
+            index: self.first_key + self.summary.keys,
             key,
             due_ns,
             sent_ns,
@@ -244,7 +255,7 @@ impl<F: FnMut(Event)> Session<F> {
 
     fn on_arrival(&mut self, arrival: Arrival) {
         if let Some(document) = arrival.sent.key.document.clone() {
-            self.fetch(document);
+            self.fetch(document, arrival.sent.index);
         }
         if arrival.proven {
             self.report(arrival.sent, Some(arrival.echo_ns));
@@ -254,7 +265,7 @@ impl<F: FnMut(Event)> Session<F> {
     }
 
     /// Fetches a document over a second channel, while the typing goes on.
-    fn fetch(&mut self, document: Document) {
+    fn fetch(&mut self, document: Document, saved: u32) {
         self.fetching += 1;
         let (connection, sender) = (self.connection.clone(), self.fetched_sender.clone());
         let (command, patience) = (
@@ -269,15 +280,18 @@ impl<F: FnMut(Event)> Session<F> {
                 ))),
             };
             // The session may be over.
-            let _ = sender.send((document, contents));
+            let _ = sender.send((document, saved, contents));
         });
     }
 
-    fn on_document(&mut self, document: &Document, contents: Vec<u8>) {
+    fn on_document(&mut self, document: &Document, saved: u32, contents: Vec<u8>) {
         self.fetching -= 1;
         let found = compare(&document.contents, &contents);
         self.summary.documents += 1;
         self.summary.content_equal &= found.equal;
+        if found.equal {
+            self.saved = saved + 1 - self.first_key;
+        }
         self.summary.duplicated += found.duplicated;
         self.summary.reordered += found.reordered;
         for Arrival { sent, echo_ns, .. } in std::mem::take(&mut self.presumed) {

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use lab_protocol::{Event, Phase, Record, Role};
+use lab_protocol::{Event, Phase, PoolMark, Record, Role};
 
 use super::{Check, Evidence, at};
+
+/// A host that goes on after a freeze says within this time that its guests have to stand still.
+const SOON_NS: u64 = 1_000_000_000;
 
 /// A stretch of time in which a copy of a VM certainly ran on a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +60,16 @@ fn stretches(records: &[Record], vm: &str) -> Vec<Stretch> {
                 Phase::Finished => paused.retain(|other| other != host),
                 _ => {}
             },
+            Event::Pool { host, mark, .. } => match mark {
+                PoolMark::PermitLapsed if end(&mut running, host, early) => {
+                    paused.push(host.clone());
+                }
+                PoolMark::PermitBack if paused.contains(host) => {
+                    paused.retain(|other| other != host);
+                    running.entry(host.clone()).or_insert(late);
+                }
+                _ => {}
+            },
             Event::VmStopped { vm: one, host, .. } if one == vm => {
                 end(&mut running, host, early);
                 paused.retain(|other| other != host);
@@ -67,7 +80,8 @@ fn stretches(records: &[Record], vm: &str) -> Vec<Stretch> {
                     paused.retain(|other| other != host);
                 }
                 "frozen" if end(&mut running, host, early) => paused.push(host.clone()),
-                "thawed" if paused.contains(host) => {
+                // In a pool its guests may have to stand still from its first look at the clock on, and it says so.
+                "thawed" if paused.contains(host) && !stands_still(records, host, record.t_ns) => {
                     paused.retain(|other| other != host);
                     running.entry(host.clone()).or_insert(late);
                 }
@@ -82,6 +96,25 @@ fn stretches(records: &[Record], vm: &str) -> Vec<Stretch> {
         end(&mut running, &host, last);
     }
     found
+}
+
+/// Whether the first that a host says of its permit to run guests, from this moment on, is that it has none.
+fn stands_still(records: &[Record], host: &str, since_ns: u64) -> bool {
+    let of_host = records.iter().filter_map(|record| match &record.event {
+        Event::Pool {
+            host: who, mark, ..
+        } if who == host && record.t_ns >= since_ns => Some((record.t_ns, *mark)),
+        _ => None,
+    });
+    let first = of_host
+        .filter(|(_, mark)| {
+            matches!(
+                mark,
+                PoolMark::PermitLapsed | PoolMark::PermitBack | PoolMark::SelfFenced
+            )
+        })
+        .min_by_key(|(t_ns, _)| *t_ns);
+    first.is_some_and(|(t_ns, mark)| mark != PoolMark::PermitBack && t_ns < since_ns + SOON_NS)
 }
 
 /// At most one copy of each VM runs at any time.

@@ -32,6 +32,7 @@ pub(super) fn document(evidence: &Evidence<'_>) -> Option<Check> {
 /// No key is lost, doubled or out of order.
 pub(super) fn keys(evidence: &Evidence<'_>) -> Option<Check> {
     let mut typed = 0;
+    let mut lost_with_host = 0;
     let mut wrong = None;
     let mut guests = 0;
     for guest in typed_in(evidence.scenario) {
@@ -49,7 +50,19 @@ pub(super) fn keys(evidence: &Evidence<'_>) -> Option<Check> {
             .collect();
         keys.sort_unstable();
         typed += keys.len();
-        let lost = keys.iter().filter(|(_, _, echo)| echo.is_none()).count();
+        let reconnects = reconnects(evidence, guest);
+        let last_opened = session_of(evidence, guest)
+            .filter(|record| matches!(record.event, Event::SessionOpen { .. }))
+            .map(|record| record.t_ns)
+            .max();
+        let unanswered: Vec<_> = keys.iter().filter(|(_, _, echo)| echo.is_none()).collect();
+        // What was typed into a session that was lost since may be lost with it.
+        let excused = |sent: u64| reconnects && last_opened.is_some_and(|opened| sent < opened);
+        let lost = unanswered
+            .iter()
+            .filter(|(_, sent, _)| !excused(*sent))
+            .count();
+        lost_with_host += unanswered.len() - lost;
         let holes = keys.iter().zip(0..).any(|((index, _, _), at)| *index != at);
         let early = keys
             .iter()
@@ -75,12 +88,24 @@ pub(super) fn keys(evidence: &Evidence<'_>) -> Option<Check> {
         }
     }
     (guests > 0).then(|| {
-        Check::new(
-            "keys",
-            wrong,
-            format!("{typed} typed, all arrived in order"),
-        )
+        let looked_at = match lost_with_host {
+            0 => format!("{typed} typed, all arrived in order"),
+            lost => {
+                format!("{typed} typed, {lost} lost with the session, the others arrived in order")
+            }
+        };
+        Check::new("keys", wrong, looked_at)
     })
+}
+
+/// Whether whoever types in this guest connects anew when the session is lost.
+fn reconnects(evidence: &Evidence<'_>, guest: &str) -> bool {
+    let sessions = &evidence.scenario.sessions;
+    let of_guest = |session: &&crate::scenario::file::Session| session.guest.get_ref() == guest;
+    sessions
+        .iter()
+        .find(of_guest)
+        .is_some_and(|session| session.reconnect)
 }
 
 /// One connection carries a session from the first key to the last.
@@ -92,10 +117,15 @@ pub(super) fn session(evidence: &Evidence<'_>) -> Option<Check> {
         let opened = session_of(evidence, guest)
             .filter(|record| matches!(record.event, Event::SessionOpen { .. }))
             .count();
-        let lost = session_of(evidence, guest).find_map(|record| match &record.event {
+        let mut losses = session_of(evidence, guest).filter_map(|record| match &record.event {
             Event::SessionLost { reason, .. } => Some(reason.clone()),
             _ => None,
         });
+        let lost = losses.next();
+        if reconnects(evidence, guest) && opened == losses.count() + 1 + usize::from(lost.is_some())
+        {
+            continue;
+        }
         let found = match (opened, lost) {
             (_, Some(reason)) => Some(reason),
             (1, None) => None,

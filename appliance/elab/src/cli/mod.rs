@@ -467,8 +467,18 @@ pub enum HaAction {
         #[arg(long, default_value_t = 1)]
         failures: u8,
     },
-    /// Print, as JSON, the pool as each of its hosts sees it, with what would happen if a host failed
-    Status,
+    /// Show the pool as each of its hosts sees it: who is in it, who decides, where each VM is and how far it is protected
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what would happen if a host failed, how many may fail at once, and which failures would be too many
+    Plan {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// `elab sr ...`

@@ -93,13 +93,14 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             LinkAction::Heal { link } => tell(&which, &Command::LinkHeal { link }),
         },
         Action::Ha { which, action } => match action {
-            HaAction::Enable { failures } => tell(&which, &Command::HaEnable { failures }),
-            HaAction::Status => {
+            HaAction::Enable { failures } => {
                 let mut client = Client::connect(Path::new(RUNS), &which.name)?;
-                let views = client.execute(&Command::HaStatus)?;
-                println!("{}", serde_json::to_string_pretty(&views)?);
+                let view = client.execute(&Command::HaEnable { failures })?;
+                print!("{}", status::plan(&serde_json::json!([view])));
                 Ok(ExitCode::SUCCESS)
             }
+            HaAction::Status { json } => show_pool(&which, json, status::pool),
+            HaAction::Plan { json } => show_pool(&which, json, status::plan),
         },
         Action::Sr { which, action } => tell(
             &which,
@@ -170,6 +171,21 @@ fn show(
         );
     } else {
         print!("{}", draw(part));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show_pool(
+    which: &Which,
+    json: bool,
+    draw: impl FnOnce(&serde_json::Value) -> String,
+) -> Result<ExitCode> {
+    let views = Client::connect(Path::new(RUNS), &which.name)?.execute(&Command::HaStatus)?;
+    if json {
+        let text = serde_json::to_string_pretty(&views).context("cannot write JSON")?;
+        println!("{text}");
+    } else {
+        print!("{}", draw(&views));
     }
     Ok(ExitCode::SUCCESS)
 }

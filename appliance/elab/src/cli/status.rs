@@ -73,18 +73,19 @@ pub(super) fn hosts(hosts: &Value) -> String {
 /// The VMs.
 pub(super) fn vms(vms: &Value) -> String {
     let mut out = format!(
-        "{:<12} {:<10} {:<8} {:>6} {:>7}\n",
-        "VM", "STATE", "HOST", "VCPUS", "MiB"
+        "{:<12} {:<10} {:<8} {:>6} {:>7} {:<11}\n",
+        "VM", "STATE", "HOST", "VCPUS", "MiB", "PROTECTION"
     );
     for vm in list(vms) {
         let _ = write!(
             out,
-            "{:<12} {:<10} {:<8} {:>6} {:>7}",
+            "{:<12} {:<10} {:<8} {:>6} {:>7} {:<11}",
             text(&vm["name"]),
             text(&vm["state"]),
             text(&vm["host"]),
             vm["vcpus"].to_string(),
             vm["memory_mib"].to_string(),
+            text(&vm["protection"]),
         );
         if let Some(to) = vm["migrating_to"].as_str() {
             let _ = write!(out, "  moving to {to}");
@@ -93,6 +94,87 @@ pub(super) fn vms(vms: &Value) -> String {
             let _ = write!(out, "  {reason}");
         }
         out.push('\n');
+    }
+    out
+}
+
+/// The pool as each host sees it: one table as long as they agree.
+pub(super) fn pool(views: &Value) -> String {
+    let mut out = String::new();
+    let mut shown: Vec<(String, Vec<&str>)> = Vec::new();
+    for view in list(views) {
+        let host = text(&view["host"]);
+        // Writing to a string cannot fail.
+        if let Some(error) = view["error"].as_str() {
+            let _ = writeln!(out, "{host:<8} does not say: {error}");
+            continue;
+        }
+        let _ = writeln!(
+            out,
+            "{host:<8} {:<8} guests {:<12} statefile {}",
+            text(&view["standing"]),
+            if view["guests_may_run"] == true {
+                "may run"
+            } else {
+                "stand still"
+            },
+            if view["statefile_up"] == true {
+                "answers"
+            } else {
+                "silent"
+            },
+        );
+        let body = pool_body(view);
+        match shown.iter_mut().find(|(other, _)| *other == body) {
+            Some((_, hosts)) => hosts.push(host),
+            None => shown.push((body, vec![host])),
+        }
+    }
+    for (body, hosts) in shown {
+        let _ = write!(out, "\nas {} see it: {body}", hosts.join(", "));
+    }
+    out
+}
+
+fn pool_body(view: &Value) -> String {
+    let members = list(&view["hosts"]).iter();
+    let members: Vec<_> = members.filter(|host| host["member"] == true).collect();
+    let names: Vec<_> = members.iter().map(|host| text(&host["host"])).collect();
+    let mut out = format!(
+        "generation {}, {} decides; in the liveset: {}\n",
+        view["generation"],
+        text(&view["coordinator"]),
+        names.join(", ")
+    );
+    for vm in list(&view["vms"]) {
+        let _ = writeln!(
+            out,
+            "  {:<12} {:<28} protection: {}",
+            text(&vm["vm"]),
+            text(&vm["place"]),
+            text(&vm["protection"])
+        );
+    }
+    out
+}
+
+/// What would happen if hosts failed.
+pub(super) fn plan(views: &Value) -> String {
+    let member = |view: &&Value| view["standing"] == "member";
+    let Some(view) = list(views).iter().find(member) else {
+        return "no host says that it is in a pool; `elab ha enable` makes one\n".into();
+    };
+    let mut out = format!(
+        "as {} sees it: every protected VM is restarted when {} of its hosts fail{}\n",
+        text(&view["host"]),
+        view["tolerated_failures"],
+        match view["shortage"].as_str() {
+            Some(shortage) => format!("; {shortage}"),
+            None => String::new(),
+        },
+    );
+    for case in list(&view["plan"]) {
+        let _ = writeln!(out, "  {}", text(case));
     }
     out
 }
@@ -127,14 +209,14 @@ mod tests {
                 {"name": "h1", "power": "on", "reachable": true, "memory_total": 768 << 20, "memory_free": 500 << 20, "storage_up": true},
                 {"name": "h2", "power": "off", "reachable": false},
             ],
-            "vms": [{"name": "session", "state": "running", "host": "h1", "memory_mib": 256, "vcpus": 1, "migrating_to": "h2"}],
+            "vms": [{"name": "session", "state": "running", "host": "h1", "memory_mib": 256, "vcpus": 1, "migrating_to": "h2", "protection": "restart"}],
             "links": [{"link": "h1:mgmt>", "fault": {"cut": true}, "words": "cut"}],
         }));
         for wanted in [
             "lab lab, up 61 s, tcg, storage on",
             "h1       on       answers               500 / 768 reached",
             "h2       off      silent                    - / - -",
-            "session      running    h1            1     256  moving to h2",
+            "session      running    h1            1     256 restart      moving to h2",
             "h1:mgmt>         cut",
         ] {
             assert!(shown.contains(wanted), "{wanted:?} is not in:\n{shown}");

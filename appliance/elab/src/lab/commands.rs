@@ -1,5 +1,6 @@
 //! Carries out commands.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
@@ -37,7 +38,7 @@ impl Inner {
             Command::ConsoleInput { vm, text } => self.console_input(vm, text)?,
             Command::LinkSet { link, fault } => self.set_link(link, fault)?,
             Command::LinkHeal { link } => self.set_link(link, &LinkFault::default())?,
-            Command::HaEnable { failures } => self.ha_enable(*failures)?,
+            Command::HaEnable { failures } => return self.ha_enable(*failures),
             Command::HaStatus => return self.ha_status(),
             Command::StoragePause => self.pause_storage(true)?,
             Command::StorageResume => self.pause_storage(false)?,
@@ -91,6 +92,7 @@ impl Inner {
                 })
             })
             .collect();
+        let protection = self.protection();
         let state = self.lock();
         Ok(json!({
             "name": self.name,
@@ -98,7 +100,7 @@ impl Inner {
             "accelerator": self.facts.accelerator,
             "uptime_ns": self.clock.now_ns(),
             "hosts": hosts(&state),
-            "vms": vms(&state),
+            "vms": vms(&state, protection.as_ref()),
             "storage": match (&state.storage, state.storage_paused) {
                 (None, _) => "off",
                 (Some(_), true) => "paused",
@@ -125,7 +127,12 @@ fn hosts(state: &State) -> Vec<Value> {
     state.hosts.iter().map(host).collect()
 }
 
-fn vms(state: &State) -> Vec<Value> {
+/// `protection` by name; `None` when no host says.
+fn vms(state: &State, protection: Option<&BTreeMap<String, String>>) -> Vec<Value> {
+    let level = |name: &String| match protection {
+        Some(known) => known.get(name).map_or("none", String::as_str),
+        None => "unknown",
+    };
     let vm = |(name, vm): (&String, &super::state::Vm)| {
         json!({
             "name": name,
@@ -135,6 +142,7 @@ fn vms(state: &State) -> Vec<Value> {
             "vcpus": vm.config.vcpus,
             "migrating_to": vm.migration.as_ref().map(|migration| &migration.to),
             "stopped": vm.stopped,
+            "protection": level(name),
         })
     };
     state.vms.iter().map(vm).collect()

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use host_protocol::pool::PoolMark as Mark;
 use host_protocol::{Command, HostEvent, HostStatus, StopReason, VmId, VmState};
-use lab_protocol::{Event, Phase, Role};
+use lab_protocol::{Event, Phase, PoolMark, Role};
 
 use super::Inner;
 use super::hosts::LOST_POWER;
@@ -57,9 +58,30 @@ impl Inner {
         self.update(|state| {
             Some(match event {
                 HostEvent::Booted { version, .. } => Event::HostBooted { host, version },
-                HostEvent::Pool { text, .. } => Event::Mark {
-                    text: format!("{host}: {text}"),
-                },
+                HostEvent::Pool {
+                    mark,
+                    vm,
+                    about,
+                    text,
+                } => {
+                    let vm = vm.and_then(|vm| {
+                        let (name, entry) = state.vm_by_id(vm)?;
+                        // Why it is off, as long as it is.
+                        let explains = matches!(mark, Mark::Restart | Mark::NotRestarted);
+                        if explains && entry.state == VmState::Halted {
+                            entry.stopped = Some(text.clone());
+                        }
+                        Some(name.to_owned())
+                    });
+                    let mark = mark_of(mark);
+                    Event::Pool {
+                        host,
+                        mark,
+                        vm,
+                        about,
+                        text,
+                    }
+                }
                 HostEvent::Storage { up } => Event::StorageState {
                     state: format!(
                         "{host} {} the storage server",
@@ -254,6 +276,23 @@ fn role_of(role: host_protocol::Role) -> Role {
     match role {
         host_protocol::Role::Source => Role::Source,
         host_protocol::Role::Destination => Role::Destination,
+    }
+}
+
+fn mark_of(mark: Mark) -> PoolMark {
+    match mark {
+        Mark::Suspected => PoolMark::Suspected,
+        Mark::DeclaredDead => PoolMark::DeclaredDead,
+        Mark::Liveset => PoolMark::Liveset,
+        Mark::Fenced => PoolMark::Fenced,
+        Mark::Restart => PoolMark::Restart,
+        Mark::Restarted => PoolMark::Restarted,
+        Mark::NotRestarted => PoolMark::NotRestarted,
+        Mark::Protection => PoolMark::Protection,
+        Mark::SelfFenced => PoolMark::SelfFenced,
+        Mark::PermitLapsed => PoolMark::PermitLapsed,
+        Mark::PermitBack => PoolMark::PermitBack,
+        Mark::Note => PoolMark::Note,
     }
 }
 

@@ -201,6 +201,11 @@ fn boot(order: &Order, lab: &Lab, factor: f64, progress: &dyn Fn(&str)) -> Resul
         let patience = GUEST_PATIENCE.mul_f64(factor * guests.len() as f64);
         lab.wait_for_console(guest.name.get_ref(), images::guest::READY, patience)?;
     }
+    if let Some(failures) = &order.scenario.pool.protect {
+        lab.execute(&Command::HaEnable {
+            failures: *failures.get_ref(),
+        })?;
+    }
     progress(&format!(
         "{} hosts and {} guests up after {:.1} s",
         order.scenario.pool.hosts.get_ref(),

@@ -16,7 +16,7 @@ use alloc::{
 
 use host_protocol::{
     HostEvent, StopReason, VmConfig, VmId,
-    pool::{HEARTBEAT_PORT, LEASE_FILE, PoolMark, PoolSetup},
+    pool::{HEARTBEAT_PORT, LEASE_FILE, PoolMark, PoolSetup, ProtectedVm},
 };
 use pool::{
     Action, Event, HostId, HostPolicy, LeaseCall, LeaseFile, MAX_HEARTBEAT, Pool, PoolConfig,
@@ -47,6 +47,9 @@ pub(crate) struct Availability {
     told: Vec<Option<VmReport>>,
     /// The attempt to start each VM that is being made.
     attempts: Vec<u16>,
+    /// VMs that ran here before the host was told of the pool. Nobody restarts a VM of which nobody was told, so they
+    /// run on, and are reported once this host is in the liveset.
+    brought: Vec<bool>,
 }
 
 impl Availability {
@@ -61,7 +64,8 @@ impl Availability {
 
     /// Whether a VM's vCPUs may run now. One that the pool does not protect always may.
     pub fn may_run(&self, vm: VmId, now_ns: u64) -> bool {
-        self.index(vm).is_none() || self.pool.may_run(now_ns)
+        self.index(vm)
+            .is_none_or(|vm| self.brought[vm.index()] || self.pool.may_run(now_ns))
     }
 
     /// Whether a VM may come to this host.
@@ -136,6 +140,8 @@ impl<P: Platform> Host<P> {
         let config = configuration(&setup, self.config.key.clone());
         let pool = Pool::new(config, me, now).map_err(|why| why.to_string())?;
         let vms = setup.vms.len();
+        let is_here = |of: &ProtectedVm| self.vms.iter().any(|vm| vm.config.id == of.config.id);
+        let brought = setup.vms.iter().map(is_here).collect();
         self.availability = Some(Availability {
             me,
             pool,
@@ -145,6 +151,7 @@ impl<P: Platform> Host<P> {
             link: StateLink::new(&mut self.storage.stack, &self.platform, &self.config),
             told: alloc::vec![None; vms],
             attempts: alloc::vec![0; vms],
+            brought,
             setup,
         });
         Ok(())
@@ -207,6 +214,13 @@ impl<P: Platform> Host<P> {
     /// Tells the pool what has become of its VMs here.
     fn report_vms(&mut self, it: &mut Availability) {
         for place in 0..it.setup.vms.len() {
+            if it.brought[place] {
+                // With the permit in hand it does not stand still for being protected.
+                if !it.pool.may_run(self.platform.now_ns()) {
+                    continue;
+                }
+                it.brought[place] = false;
+            }
             let id = it.setup.vms[place].config.id;
             let vm = self.vms.iter().find(|vm| vm.config.id == id);
             let last = it.told[place];
@@ -282,6 +296,7 @@ impl<P: Platform> Host<P> {
             return;
         };
         it.attempts[vm.index()] = attempt;
+        it.brought[vm.index()] = false;
         // The pool counts it as starting already.
         it.told[vm.index()] = Some(VmReport::Starting);
         if let Err(why) = self.start(config, None) {
@@ -302,6 +317,7 @@ impl<P: Platform> Host<P> {
         }
         if let Some(vm) = it.index(id) {
             it.told[vm.index()] = None;
+            it.brought[vm.index()] = false;
         }
     }
 

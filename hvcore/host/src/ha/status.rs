@@ -24,7 +24,8 @@ pub(super) fn marked(event: &Event) -> Marked {
         Event::NotRestarted { vm, .. } => (PoolMark::NotRestarted, Some(*vm), None),
         Event::Protection { .. } => (PoolMark::Protection, None, None),
         Event::SelfFenced(_) => (PoolMark::SelfFenced, None, None),
-        Event::PermitLapsed | Event::PermitBack { .. } => (PoolMark::Permit, None, None),
+        Event::PermitLapsed => (PoolMark::PermitLapsed, None, None),
+        Event::PermitBack { .. } => (PoolMark::PermitBack, None, None),
         Event::Heard { host, .. } => (PoolMark::Note, None, Some(*host)),
         Event::Joined { .. }
         | Event::Storage { .. }

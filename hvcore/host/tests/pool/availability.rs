@@ -9,14 +9,26 @@ use crate::{
 
 /// A pool whose first host runs the guest.
 fn protected(seed: u64, work: &str) -> World {
+    let mut world = connected(seed);
+    form_pool(&mut world, work);
+    start_guest(&mut world, work);
+    world
+}
+
+/// Two hosts that can be told something.
+fn connected(seed: u64) -> World {
     let mut world = World::new(seed);
     world
         .run_until(5_000 * MS, |world| {
             world.clients.iter().all(|client| client.proved)
         })
         .unwrap();
+    world
+}
+
+fn form_pool(world: &mut World, work: &str) {
     for host in 0..2 {
-        ask(&mut world, host, Command::Protect(World::pool(work))).unwrap();
+        ask(world, host, Command::Protect(World::pool(work))).unwrap();
     }
     let members = |world: &mut World, host| match ask(world, host, Command::PoolStatus) {
         Ok(Reply::Pool(status)) if status.permitted => {
@@ -27,20 +39,22 @@ fn protected(seed: u64, work: &str) -> World {
     };
     let formed = |world: &mut World| members(world, 0) == 2 && members(world, 1) == 2;
     for _ in 0..50 {
-        if formed(&mut world) {
-            break;
+        if formed(world) {
+            return;
         }
         world.run_for(100 * MS).unwrap();
     }
-    assert!(formed(&mut world), "the pool did not form");
-    ask(&mut world, 0, Command::Start(World::vm(work))).unwrap();
+    panic!("the pool did not form");
+}
+
+fn start_guest(world: &mut World, work: &str) {
+    ask(world, 0, Command::Start(World::vm(work))).unwrap();
     world.run_for(20 * MS).unwrap();
     world.probe.next_at = world.now.get();
     world
         .run_until(1_000 * MS, |world| world.running() == [0])
         .unwrap();
     world.run_for(500 * MS).unwrap();
-    world
 }
 
 fn ask(world: &mut World, host: usize, command: Command) -> Result<Reply, String> {
@@ -97,6 +111,27 @@ fn a_pulled_hosts_guest_restarts_on_the_other() {
             ]
         );
         world.check_guest(1).unwrap();
+    }
+}
+
+#[test]
+fn a_guest_that_ran_before_the_pool_was_told_goes_on_and_is_protected() {
+    for seed in 0..5 {
+        let mut world = connected(seed);
+        start_guest(&mut world, "w");
+        form_pool(&mut world, "w");
+        world.run_for(500 * MS).unwrap();
+        assert_eq!(world.running(), [0]);
+        let stopped = |event: &HostEvent| matches!(event, HostEvent::Stopped { .. });
+        assert!(!world.events(0).iter().any(stopped), "seed {seed}");
+        match ask(&mut world, 1, Command::PoolStatus) {
+            Ok(Reply::Pool(status)) => assert_eq!(status.vms[0].1, "running on h0"),
+            other => panic!("{other:?}"),
+        }
+        world.kill(0);
+        world
+            .run_until(5_000 * MS, |world| world.running() == [1])
+            .unwrap();
     }
 }
 
