@@ -7,7 +7,7 @@
 #[path = "../tests/simulation/storage.rs"]
 #[allow(dead_code, reason = "a part of the simulation is enough")]
 mod storage;
-#[path = "../tests/simulation/world.rs"]
+#[path = "../tests/simulation/world/mod.rs"]
 #[allow(dead_code, reason = "a part of the simulation is enough")]
 mod world;
 

@@ -10,7 +10,6 @@ use lab_protocol::Event;
 
 use super::{Lab, SOURCE};
 use crate::scenario::file::HealthCheck;
-use crate::session::Stream;
 
 const SSH_PORT: u16 = 22;
 
@@ -70,29 +69,20 @@ impl Drop for Watch {
     }
 }
 
-/// One check.
+/// One check. The lab's own patience may be longer, so the connection is opened on a thread that nobody waits for longer.
 fn probe(lab: &Arc<dyn Lab>, guest: &str, timeout: Duration) -> Result<(), String> {
-    connect_within(lab, guest, timeout).map(drop)
-}
-
-/// Connects to a guest's SSH port. The lab's own patience may be longer, so the connection is opened on a thread that nobody waits
-/// for longer.
-pub(super) fn connect_within(
-    lab: &Arc<dyn Lab>,
-    guest: &str,
-    timeout: Duration,
-) -> Result<Stream, String> {
     let (answer, result) = mpsc::channel();
     let (lab, guest) = (Arc::clone(lab), guest.to_owned());
     std::thread::Builder::new()
         .name("health check".into())
         .spawn(move || {
+            let connected = lab.connect(&guest, SSH_PORT).map(drop);
             // Whoever asked may have given up.
-            let _ = answer.send(lab.connect(&guest, SSH_PORT));
+            let _ = answer.send(connected);
         })
         .map_err(|error| error.to_string())?;
     match result.recv_timeout(timeout) {
-        Ok(Ok(stream)) => Ok(stream),
+        Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!("no answer within {timeout:?}")),
     }

@@ -11,6 +11,7 @@ mod actions;
 pub mod factor;
 mod health;
 mod pattern;
+mod reconnect;
 mod sessions;
 
 use std::io;

@@ -8,11 +8,9 @@ use std::time::{Duration, Instant};
 
 use lab_protocol::{Event, ProbeKind};
 
-use super::{Engine, Lab, SOURCE, health};
+use super::{Engine, Lab, SOURCE, health, reconnect};
 use crate::scenario::file::{Guest, Scenario, Session};
-use crate::session::{
-    self, Follower, HUMAN_US, MAX_ROWS, Reconnect, SessionConfig, Stream, Typist,
-};
+use crate::session::{self, Follower, HUMAN_US, MAX_ROWS, SessionConfig, Stream, Typist};
 
 const SSH_PORT: u16 = 22;
 /// RFC 862.
@@ -22,9 +20,6 @@ const OPEN_DEADLINE: Duration = Duration::from_secs(60);
 /// How much memory a guest goes round in, unless told.
 const WORKING_SET_MIB: u32 = 8;
 const CHUNK: usize = 16 * 1024;
-/// So long a user's client waits for a connection before it tries anew, and so long it rests between.
-const ATTEMPT: Duration = Duration::from_millis(250);
-const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
 /// Where the disk probe writes in the guest.
 const DISK_FILE: &str = "/root/elab-disk.dat";
 
@@ -159,7 +154,7 @@ impl Sessions {
         };
         let reconnect = session
             .reconnect
-            .then(|| reconnect(Arc::clone(&lab), guest.clone()));
+            .then(|| reconnect::reconnect(Arc::clone(&lab), guest.clone()));
         let opened = engine.records.len();
         let journal = Arc::clone(&lab);
         let typist = Typist::start_again(stream, config, reconnect, move |event| {
@@ -289,19 +284,6 @@ impl Sessions {
         }
         Ok(())
     }
-}
-
-/// What a user does whose session is dead: connect, and if nothing answers at once, connect again.
-fn reconnect(lab: Arc<dyn Lab>, guest: String) -> Reconnect {
-    Box::new(move |finishing| {
-        while !finishing.load(Ordering::Relaxed) {
-            match health::connect_within(&lab, &guest, ATTEMPT) {
-                Ok(stream) => return Some(stream),
-                Err(_) => std::thread::sleep(BETWEEN_ATTEMPTS),
-            }
-        }
-        None
-    })
 }
 
 /// Prints `CLOCK_REALTIME` (0) and `CLOCK_MONOTONIC` (1) in nanoseconds, by `clock_gettime` (228 on x86-64): the guest has no module

@@ -345,6 +345,15 @@ fn headline(report: &ScenarioReport) -> String {
         };
         sentences.push(format!("{words} {:.0} ms{tail}", spread.median));
     }
+    if let Some(echo) = report.figures.get("outage-echo")
+        && let Some(boot) = report.figures.get("outage-boot")
+    {
+        sentences.push(format!(
+            "after the pull of its host the user saw the next key {:.1} s later, {:.1} s of which the guest took to boot (medians)",
+            echo.spread.median / 1e3,
+            boot.spread.median / 1e3
+        ));
+    }
     if let Some(pause) = report.figures.get("vcpu-pause")
         && let Some(gap) = report.figures.get("udp-gap")
         && elsewhere.is_none()
@@ -355,15 +364,19 @@ fn headline(report: &ScenarioReport) -> String {
         ));
     }
     let checked = report.runs.iter().flat_map(|run| &run.checks).count();
-    let lost = if report
+    let has_keys = report
         .runs
         .iter()
         .flat_map(|run| &run.checks)
-        .any(|check| check.name == "keys")
-    {
-        "No key was lost, and every document is what was typed"
-    } else {
-        "Every check held"
+        .any(|check| check.name == "keys");
+    let with_host = report.figures.get("keys-lost-with-host");
+    let lost = match with_host.filter(|figure| figure.spread.max > 0.0) {
+        Some(figure) if has_keys => format!(
+            "{:.0} keys were lost with their host (median), no other was, and every document saved is what was typed",
+            figure.spread.median
+        ),
+        _ if has_keys => "No key was lost, and every document is what was typed".into(),
+        _ => "Every check held".to_owned(),
     };
     let mut text = sentences.join("; ");
     if !text.is_empty() {

@@ -112,6 +112,7 @@ fn reconnects(evidence: &Evidence<'_>, guest: &str) -> bool {
 pub(super) fn session(evidence: &Evidence<'_>) -> Option<Check> {
     let mut wrong = None;
     let mut sessions = 0;
+    let mut anew = 0;
     for guest in typed_in(evidence.scenario) {
         sessions += 1;
         let opened = session_of(evidence, guest)
@@ -124,6 +125,7 @@ pub(super) fn session(evidence: &Evidence<'_>) -> Option<Check> {
         let lost = losses.next();
         if reconnects(evidence, guest) && opened == losses.count() + 1 + usize::from(lost.is_some())
         {
+            anew += opened - 1;
             continue;
         }
         let found = match (opened, lost) {
@@ -135,7 +137,11 @@ pub(super) fn session(evidence: &Evidence<'_>) -> Option<Check> {
             wrong.get_or_insert_with(|| format!("with {guest}: {found}"));
         }
     }
-    (sessions > 0).then(|| Check::new("session", wrong, format!("{sessions} kept to the end")))
+    let looked_at = match anew {
+        0 => format!("{sessions} kept to the end"),
+        anew => format!("{sessions}, lost and opened anew {anew} times as expected"),
+    };
+    (sessions > 0).then(|| Check::new("session", wrong, looked_at))
 }
 
 /// No answer of a probe is lost or doubled.
