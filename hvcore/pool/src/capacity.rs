@@ -132,7 +132,7 @@ fn case(config: &PoolConfig, table: &Table, failing: &[HostId]) -> Result<Case, 
     let is_lost = |place: Place| match place {
         Place::Lost { .. } => true,
         Place::Running(host) | Place::Starting { host, .. } => failing.contains(&host),
-        Place::Off | Place::Failed => false,
+        Place::Off | Place::Failed | Place::Unknown => false,
     };
     let lost: Vec<_> = table
         .places()

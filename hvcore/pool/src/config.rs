@@ -133,6 +133,8 @@ pub struct Safeguards {
     pub succession: bool,
     /// A VM's leases are taken before it is restarted.
     pub fence_first: bool,
+    /// When the statefile has lost the table, the leases of disks tell what ran.
+    pub leases_remember: bool,
 }
 
 impl Default for Safeguards {
@@ -148,6 +150,7 @@ impl Default for Safeguards {
             authenticate: true,
             succession: true,
             fence_first: true,
+            leases_remember: true,
         }
     }
 }

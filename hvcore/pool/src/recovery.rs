@@ -33,9 +33,21 @@ pub(crate) struct Recovery {
     absent: BTreeMap<VmIndex, u64>,
     /// Since when a VM is starting.
     starting: BTreeMap<VmIndex, u64>,
+    /// What is asked about the leases of VMs of which nothing is known.
+    inquiries: BTreeMap<VmIndex, Inquiry>,
     protection: Option<(u8, Option<Shortage>)>,
     /// The table that was planned for last.
     planned: Option<(u64, u32)>,
+}
+
+/// A look at the lease of a VM's first disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Inquiry {
+    Asked(Token),
+    /// It has failed.
+    Again {
+        not_before: u64,
+    },
 }
 
 /// A lost VM.
@@ -88,6 +100,7 @@ impl Pool {
         }
         let before = self.table.vms.clone();
         self.fold_reports();
+        self.look_at_leases();
         self.find_absent();
         self.place_lost();
         self.take_leases();
@@ -232,6 +245,49 @@ impl Pool {
         }
     }
 
+    /// Asks the storage server who had the VMs of which nothing is known.
+    fn look_at_leases(&mut self) {
+        let steady = self.clocks.steady();
+        let due: Vec<_> = self
+            .table
+            .places()
+            .filter(|(vm, place)| {
+                *place == Place::Unknown
+                    && match self.recovery.inquiries.get(vm) {
+                        None => true,
+                        Some(Inquiry::Again { not_before }) => steady >= *not_before,
+                        Some(Inquiry::Asked(_)) => false,
+                    }
+            })
+            .map(|(vm, _)| vm)
+            .collect();
+        for vm in due {
+            let token = self.ask(LeaseFile::Disk(vm, 0), LeaseCall::Look);
+            self.recovery.inquiries.insert(vm, Inquiry::Asked(token));
+        }
+    }
+
+    /// The lease of a VM's disk was seen: whoever shuts a VM down gives it back, and whoever loses power does not.
+    fn on_lease_seen(&mut self, vm: VmIndex, answer: &LeaseAnswer) {
+        let place = match answer {
+            LeaseAnswer::State { owner, .. } if !owner.is_empty() => Place::Lost { attempts: 0 },
+            LeaseAnswer::State { .. } | LeaseAnswer::Missing => Place::Off,
+            LeaseAnswer::Granted { .. } | LeaseAnswer::Failed => {
+                let not_before = self.clocks.steady() + RETRY_NS;
+                let again = Inquiry::Again { not_before };
+                self.recovery.inquiries.insert(vm, again);
+                return;
+            }
+        };
+        self.recovery.inquiries.remove(&vm);
+        // It may have been reported meanwhile.
+        if self.table.vms[vm.index()] == Place::Unknown {
+            self.table.vms[vm.index()] = place;
+            self.table.version += 1;
+            self.hurry();
+        }
+    }
+
     fn lost(&self) -> Vec<(VmIndex, u16)> {
         self.table
             .places()
@@ -321,6 +377,11 @@ impl Pool {
 
     /// The storage server has answered about the lease of a disk.
     pub(crate) fn on_disk_lease(&mut self, token: Token, answer: LeaseAnswer) {
+        let inquiries = self.recovery.inquiries.iter();
+        let mut asked = inquiries.filter(|(_, inquiry)| **inquiry == Inquiry::Asked(token));
+        if let Some((vm, _)) = asked.next() {
+            return self.on_lease_seen(*vm, &answer);
+        }
         let found = self.recovery.work.iter().find_map(|(vm, work)| {
             let disk = work
                 .disks

@@ -79,7 +79,7 @@ impl Pool {
             .map(|(vm, place)| {
                 let promised = plan.tolerated > 0;
                 let protection = match place {
-                    Place::Off | Place::Failed => Protection::None,
+                    Place::Off | Place::Failed | Place::Unknown => Protection::None,
                     _ if self.config.vms[vm.index()].best_effort => Protection::BestEffort,
                     _ if promised => Protection::Restart,
                     _ => Protection::None,

@@ -28,6 +28,8 @@ pub enum Place {
     },
     /// It could not be started; somebody must look at it.
     Failed,
+    /// The table was lost with the statefile while no host had power. The leases of its disks tell whether it ran.
+    Unknown,
 }
 
 impl Place {
@@ -36,7 +38,7 @@ impl Place {
     pub fn host(self) -> Option<HostId> {
         match self {
             Self::Running(host) | Self::Starting { host, .. } => Some(host),
-            Self::Off | Self::Lost { .. } | Self::Failed => None,
+            Self::Off | Self::Lost { .. } | Self::Failed | Self::Unknown => None,
         }
     }
 }

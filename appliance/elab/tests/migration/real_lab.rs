@@ -40,10 +40,15 @@ pub struct RealLab {
 impl RealLab {
     /// Boots it; the guest is ready.
     pub fn start(name: &str) -> Self {
+        Self::with_hosts(name, 2)
+    }
+
+    /// Boots it with so many hosts; the guest is ready on the first.
+    pub fn with_hosts(name: &str, hosts: u8) -> Self {
         let turn = take_turn();
         let choices = Choices {
             name: name.into(),
-            hosts: 2,
+            hosts,
             host_memory_mib: 768,
             fast_boot: true,
             image: None,

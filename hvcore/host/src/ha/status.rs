@@ -45,6 +45,7 @@ fn place_words(config: &PoolConfig, place: Place) -> String {
             format!("starting on {}, attempt {attempt}", config.host_name(host))
         }
         Place::Failed => String::from("failed to start too often"),
+        Place::Unknown => String::from("unknown until its leases are seen"),
     }
 }
 

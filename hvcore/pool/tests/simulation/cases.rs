@@ -32,9 +32,11 @@ pub enum Case {
     Clocks,
     /// VMs migrate while hosts are pulled, frozen and cut off.
     Migrations,
+    /// All hosts lose power, and all slots of the statefile are damaged before it comes back.
+    Blackout,
 }
 
-pub const CASES: [Case; 11] = [
+pub const CASES: [Case; 12] = [
     Case::Chaos,
     Case::Pull,
     Case::ManagementCut,
@@ -46,6 +48,7 @@ pub const CASES: [Case; 11] = [
     Case::Hostile,
     Case::Clocks,
     Case::Migrations,
+    Case::Blackout,
 ];
 
 /// After a repair, or after a host was lost, every VM runs again within this time: the leases' time to live, for hosts that were never
@@ -160,6 +163,7 @@ impl Run {
             }
             Case::Hostile => self.hostile(),
             Case::Clocks => self.clocks(),
+            Case::Blackout => self.blackout(),
         })
     }
 
@@ -292,6 +296,24 @@ impl Run {
         } else {
             Err("a repaired host was not let in".into())
         }
+    }
+
+    fn blackout(&mut self) -> Result<(), String> {
+        let pause = self.rng.u64(0..2 * SECOND);
+        self.pass(pause);
+        for host in 0..self.hosts() {
+            self.world.pull(host);
+        }
+        for slot in &mut self.world.storage.slots {
+            let byte = self.rng.usize(0..64);
+            slot[byte] ^= 1 << self.rng.u8(0..8);
+        }
+        for host in 0..self.hosts() {
+            let pause = self.rng.u64(0..2 * SECOND);
+            self.pass(pause);
+            self.world.boot(host);
+        }
+        self.await_all(BOUND, "after a blackout that took the statefile with it")
     }
 
     fn nothing_restarted(&self, since: u64, when: &str) -> Result<(), String> {

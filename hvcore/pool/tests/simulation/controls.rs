@@ -119,6 +119,17 @@ fn without_excusing_ones_own_stalls_a_clock_that_is_set_ahead_kills_others() {
 }
 
 #[test]
+fn without_looking_at_leases_a_blackout_and_a_damaged_statefile_forget_vms() {
+    breaks(
+        Case::Blackout,
+        |it| it.leases_remember = false,
+        true,
+        "after a blackout",
+        20,
+    );
+}
+
+#[test]
 fn without_replay_protection_a_dead_host_stays_alive() {
     breaks(
         Case::Hostile,

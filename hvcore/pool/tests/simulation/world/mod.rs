@@ -1,5 +1,7 @@
 //! A simulated pool: hosts with clocks of their own, links, a storage server, and guests that write.
 
+mod faults;
+
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap, VecDeque},
