@@ -152,8 +152,14 @@ fn add_outages(figures: &mut BTreeMap<String, Vec<f64>>, records: &[Record]) {
     };
     let is_pool = |record: &Record| matches!(record.event, Event::Pool { .. });
     if records.iter().any(is_pool) {
-        figures.insert("restarts".into(), vec![of_pool(PoolMark::Restart)]);
-        figures.insert("self-fences".into(), vec![of_pool(PoolMark::SelfFenced)]);
+        for (name, mark) in [
+            ("restarts", PoolMark::Restart),
+            ("suspicions", PoolMark::Suspected),
+            ("standstills", PoolMark::PermitLapsed),
+            ("self-fences", PoolMark::SelfFenced),
+        ] {
+            figures.insert(name.into(), vec![of_pool(mark)]);
+        }
     }
     for outage in Outage::all(records) {
         for (name, time) in [

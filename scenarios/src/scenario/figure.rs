@@ -28,7 +28,7 @@ const fn figure(
 }
 
 /// All figures. Those of a migration have one value each migration, the others one value each run.
-pub const ALL: [FigureName; 26] = [
+pub const ALL: [FigureName; 28] = [
     figure(
         "vcpu-pause",
         "vCPU pause",
@@ -173,6 +173,18 @@ pub const ALL: [FigureName; 26] = [
         "restarts",
         "",
         "guests that the pool decided to start anew",
+    ),
+    figure(
+        "suspicions",
+        "suspicions",
+        "",
+        "times that a host found another silent for half the time after which it is dead",
+    ),
+    figure(
+        "standstills",
+        "standstills",
+        "",
+        "times that a host's guests stood still because others might not know that it lives",
     ),
     figure(
         "self-fences",

@@ -28,6 +28,7 @@ pub const ALL: &[Included] = included![
     "ha-flapping-link",
     "ha-host-freeze",
     "ha-one-way-link",
+    "ha-soak",
     "ha-storage-outage",
     "health-moves",
     "host-freeze",
