@@ -1,9 +1,10 @@
 //! Throughput and latency of the server, side by side with NFS-Ganesha (Debian's package `nfs-ganesha-vfs`) if that is there.
 //!
-//! The same client drives both over loopback, in turns, several rounds; medians are printed, and every round. Both export a
-//! directory on the same file system. Ganesha wants a port mapper and the superuser, so as the superuser the
+//! The same client drives both over loopback, in turns, several rounds, and in the same rounds the file system is measured
+//! without a server; medians are printed, and every round. Both export a directory on the same file system. Ganesha wants a port mapper and the superuser, so as the superuser the
 //! benchmark runs itself again in a network namespace of its own, with `rpcbind`. Options come from the environment:
-//! `NFS_BENCH_ROUNDS`, `NFS_BENCH_DIR`, and `NFS_BENCH_JSON` for a file with every figure.
+//! `NFS_BENCH_ROUNDS`, `NFS_BENCH_CASES` for those cases only whose name contains it, `NFS_BENCH_DIR`, and `NFS_BENCH_JSON` for
+//! a file with every figure.
 
 use std::{
     collections::BTreeMap,
@@ -126,9 +127,18 @@ fn main() -> ExitCode {
     if root {
         servers.extend(start_ganesha(base.path()));
     }
+    let wanted = std::env::var("NFS_BENCH_CASES").unwrap_or_default();
     let mut results: BTreeMap<(&str, usize), Vec<f64>> = BTreeMap::new();
+    let mut local = LOCAL.map(|(group, sequential)| Local {
+        group,
+        sequential,
+        rates: Vec::new(),
+    });
     for _ in 0..rounds {
         for (i, case) in CASES.iter().enumerate() {
+            if !case.name.contains(&wanted) {
+                continue;
+            }
             for server in &servers {
                 results
                     .entry((server.name, i))
@@ -136,15 +146,11 @@ fn main() -> ExitCode {
                     .push(measure(server, case));
             }
         }
-    }
-    let local = [(1, false), (32, false), (1, true), (32, true)].map(|(group, sequential)| {
-        let measure = || local_fdatasync(base.path(), group, sequential);
-        Local {
-            group,
-            order: if sequential { "in order" } else { "at random" },
-            rate: median(&each_round(rounds, measure)),
+        for local in &mut local {
+            let rate = local_fdatasync(base.path(), local.group, local.sequential);
+            local.rates.push(rate);
         }
-    });
+    }
     report(&servers, &results, &local);
     ExitCode::SUCCESS
 }
@@ -407,15 +413,14 @@ fn local_fdatasync(base: &Path, group: u64, sequential: bool) -> f64 {
     count as f64 / begun.elapsed().as_secs_f64()
 }
 
+/// Groups and orders in which writes without a server are measured.
+const LOCAL: [(u64, bool); 4] = [(1, false), (32, false), (1, true), (32, true)];
+
 /// Writes without a server.
 struct Local {
     group: u64,
-    order: &'static str,
-    rate: f64,
-}
-
-fn each_round(rounds: usize, mut measure: impl FnMut() -> f64) -> Vec<f64> {
-    (0..rounds).map(|_| measure()).collect()
+    sequential: bool,
+    rates: Vec<f64>,
 }
 
 fn median(values: &[f64]) -> f64 {
@@ -426,28 +431,49 @@ fn median(values: &[f64]) -> f64 {
 
 fn report(servers: &[Server], results: &BTreeMap<(&str, usize), Vec<f64>>, local: &[Local]) {
     println!("calls per second, median of all rounds [every round]");
+    let each = |rates: &[f64]| -> String {
+        let each: Vec<String> = rates.iter().map(|rate| format!("{rate:.0}")).collect();
+        each.join(" ")
+    };
     for (i, case) in CASES.iter().enumerate() {
+        if !results.contains_key(&(servers[0].name, i)) {
+            continue;
+        }
         println!("{}", case.name);
         for server in servers {
             let rounds = &results[&(server.name, i)];
-            let each: Vec<String> = rounds.iter().map(|rate| format!("{rate:.0}")).collect();
             let rate = median(rounds);
             let mib = rate * case.bytes as f64 / f64::from(1 << 20);
             let latency = 1e6 * case.depth as f64 / rate;
             println!(
                 "  {:<8} {rate:>8.0}/s  {mib:>7.1} MiB/s  {latency:>7.0} us  [{}]",
                 server.name,
-                each.join(" ")
+                each(rounds)
             );
+            let synced = local
+                .iter()
+                .find(|local| local.group == 1 && local.sequential == case.sequential);
+            if let (Work::Write(Stability::FileSync), Some(synced)) = (case.work, synced) {
+                let times = rate / median(&synced.rates);
+                println!("           {times:.2} times one fdatasync per write without a server");
+            }
         }
         if let [own, other] = servers {
             let ratio = median(&results[&(own.name, i)]) / median(&results[&(other.name, i)]);
             println!("  ratio    {ratio:>8.2}");
         }
     }
-    for Local { group, order, rate } in local {
+    for Local {
+        group,
+        sequential,
+        rates,
+    } in local
+    {
+        let order = if *sequential { "in order" } else { "at random" };
         println!(
-            "without a server, 4 KiB writes {order}, one fdatasync after every {group}: {rate:.0}/s"
+            "without a server, 4 KiB writes {order}, one fdatasync after every {group}: {:.0}/s [{}]",
+            median(rates),
+            each(rates)
         );
     }
     if let Some(path) = std::env::var_os("NFS_BENCH_JSON") {
@@ -455,7 +481,7 @@ fn report(servers: &[Server], results: &BTreeMap<(&str, usize), Vec<f64>>, local
             .iter()
             .map(|((server, i), rates)| serde_json::json!({"server": server, "case": CASES[*i].name, "per_second": rates}))
             .collect();
-        let json = serde_json::json!({"cases": cases, "local": local.iter().map(|l| serde_json::json!({"group": l.group, "order": l.order, "per_second": l.rate})).collect::<Vec<_>>()});
+        let json = serde_json::json!({"cases": cases, "local": local.iter().map(|l| serde_json::json!({"group": l.group, "in_order": l.sequential, "per_second": l.rates})).collect::<Vec<_>>()});
         std::fs::write(path, json.to_string()).expect("write the figures");
     }
 }

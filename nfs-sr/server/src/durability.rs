@@ -17,7 +17,12 @@ use std::{
 
 use nfs3::WriteVerifier;
 
-use crate::{file_io::Cover, pool::Pool};
+use crate::{
+    file_io::{Cover, Disk},
+    handles::FileId,
+    pool::Pool,
+    times::Times,
+};
 
 /// File in the private directory that says which sync failed.
 const MARK: &str = "storage-failed";
@@ -43,6 +48,7 @@ pub fn clear_mark(private: &Path) -> io::Result<()> {
 pub struct Durability {
     /// Where the mark goes.
     private: PathBuf,
+    times: Times,
     verifier: AtomicU64,
     failed: AtomicBool,
     /// Off only as a negative control of tests.
@@ -53,10 +59,11 @@ pub struct Durability {
 
 impl Durability {
     /// A new instance, with a verifier that no other has. With `enabled` false nothing is ever synced.
-    pub fn new(enabled: bool, private: &Path) -> io::Result<Self> {
+    pub fn new(enabled: bool, private: &Path, disk: &dyn Disk) -> io::Result<Self> {
         let failed = mark(private)?.is_some();
         Ok(Self {
             private: private.to_owned(),
+            times: Times::open(private, disk)?,
             verifier: AtomicU64::new(random()),
             failed: AtomicBool::new(failed),
             enabled,
@@ -73,6 +80,24 @@ impl Durability {
     /// A sync has failed: nothing may be written any more.
     pub fn failed(&self) -> bool {
         self.failed.load(Ordering::SeqCst)
+    }
+
+    /// Files whose times may be newer than the disk knows.
+    pub fn times(&self) -> &Times {
+        &self.times
+    }
+
+    /// Syncs a file so that what `cover` says is true.
+    fn cover(&self, file: &impl Syncable, cover: Cover) -> io::Result<()> {
+        match cover {
+            Cover::Data => file.sync(Cover::Data),
+            Cover::Times if self.times.mark(file.id())? => file.sync(Cover::Data),
+            Cover::Times => file.sync(Cover::All),
+            Cover::All => {
+                file.sync(Cover::All)?;
+                self.times.unmark(file.id())
+            }
+        }
     }
 
     /// Syncs done, and requests answered by them.
@@ -123,6 +148,8 @@ type Waiter = Box<dyn FnOnce(Result<(), SyncFailed>) + Send>;
 
 /// Something that can be synced, with its group commit.
 pub trait Syncable: Send + Sync + 'static {
+    /// Which file.
+    fn id(&self) -> FileId;
     /// Syncs it, without grouping.
     fn sync(&self, cover: Cover) -> io::Result<()>;
     /// Its group commit.
@@ -225,7 +252,7 @@ fn lead<F: Syncable>(file: &F, durability: &Durability) {
             .max()
             .unwrap_or(Cover::Data);
         let written = group.written.load(Ordering::SeqCst);
-        let result = durability.sync(waiters.len(), || file.sync(cover));
+        let result = durability.sync(waiters.len(), || durability.cover(file, cover));
         if result.is_ok() {
             group.synced.fetch_max(written, Ordering::SeqCst);
         }

@@ -27,6 +27,8 @@ pub enum Wait {
 pub enum Cover {
     /// Data, and what is needed to read it back.
     Data,
+    /// Data, and that times are never older than they were told; see [`crate::times`]. Files sync all instead.
+    Times,
     /// Attributes such as times as well.
     All,
 }
@@ -100,7 +102,7 @@ impl FileIo for File {
     fn sync(&self, cover: Cover) -> io::Result<()> {
         match cover {
             Cover::Data => fdatasync(self)?,
-            Cover::All => fsync(self)?,
+            Cover::Times | Cover::All => fsync(self)?,
         }
         Ok(())
     }

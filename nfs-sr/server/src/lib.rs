@@ -30,4 +30,5 @@ mod portmap;
 pub mod serve;
 pub mod server;
 pub mod sr;
+pub mod times;
 pub mod transport;

@@ -20,7 +20,10 @@ use std::{
 
 use nfs3::{Attributes, Device, FileType, Time};
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags},
+    fs::{
+        AtFlags, CWD, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags, Timespec, Timestamps,
+        UTIME_OMIT,
+    },
     io::Errno,
 };
 
@@ -80,6 +83,24 @@ impl Node {
         *self.path.lock().expect("nothing panics under the lock") = path;
     }
 
+    /// Sets its time of modification to now, unless that is later.
+    pub fn touch(&self) -> io::Result<()> {
+        let omit = Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        };
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let modified = self.stat()?.stx_mtime;
+        let later = (modified.tv_sec, i64::from(modified.tv_nsec)) > (now.tv_sec, now.tv_nsec);
+        let times = Timestamps {
+            last_access: omit,
+            last_modification: if later { omit } else { now },
+        };
+        // The descriptor itself (O_PATH) cannot be used; /proc leads to the file whatever it is called by now.
+        let path = format!("/proc/self/fd/{}", self.anchor.as_raw_fd());
+        Ok(rustix::fs::utimensat(CWD, path, &times, AtFlags::empty())?)
+    }
+
     /// Opens it anew, by the descriptor that is held.
     pub fn reopen(&self, flags: OFlags) -> io::Result<OwnedFd> {
         let path = format!("/proc/self/fd/{}", self.anchor.as_raw_fd());
@@ -120,6 +141,10 @@ impl Node {
 }
 
 impl Syncable for Node {
+    fn id(&self) -> FileId {
+        self.id
+    }
+
     fn sync(&self, cover: Cover) -> io::Result<()> {
         match self.io.get() {
             Some(io) => io.sync(cover),

@@ -155,7 +155,9 @@ pub fn serve(options: ServeOptions) -> Result<()> {
     }
     server.report_leases();
     running.begin();
-    let reason = running.wait()?;
+    let reason = running.wait();
+    server.settle();
+    let reason = reason?;
     events.report(&Event::Stopped { reason });
     Ok(())
 }

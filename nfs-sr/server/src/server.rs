@@ -17,10 +17,10 @@ use nfs3::{
 
 use crate::{
     drc::{self, ReplyTo, Verdict},
-    durability::Durability,
+    durability::{Durability, sync_now},
     events::{Event, Events},
     export::Export,
-    file_io::Disk,
+    file_io::{Cover, Disk},
     handles::{Handles, KEY},
     lease::{JournalError, Leases},
     metrics::Metrics,
@@ -125,11 +125,18 @@ impl Server {
             config.lease_enforcement,
             now,
         )?;
+        let nodes = Nodes::open(&directory).map_err(failed)?;
+        let disk = &*config.disk;
+        let durability = Durability::new(config.commit_sync, &private, disk).map_err(failed)?;
+        // A disk that has failed takes no new times either; the marks stay for when it was replaced.
+        if !config.export.read_only && !durability.failed() {
+            durability.times().renew(&nodes, disk).map_err(failed)?;
+        }
         Ok(Arc::new(Self {
-            nodes: Nodes::open(&directory).map_err(failed)?,
+            nodes,
             handles: Handles::new(&key),
             leases,
-            durability: Arc::new(Durability::new(config.commit_sync, &private).map_err(failed)?),
+            durability: Arc::new(durability),
             events,
             metrics: Metrics::default(),
             disk: config.disk,
@@ -139,6 +146,17 @@ impl Server {
             export: config.export,
             lock,
         }))
+    }
+
+    /// Puts on disk what is not there yet and no client waits for. To be called when nothing is served any more.
+    pub fn settle(&self) {
+        for id in self.durability.times().marked() {
+            if let Ok(node) = self.nodes.get(id)
+                && let Err(failed) = sync_now(&*node, Cover::All, &self.durability)
+            {
+                self.report_failure(&node.path(), &failed);
+            }
+        }
     }
 
     /// Tells the tools where they reach this server; they do not if it does not listen on TCP.

@@ -16,9 +16,9 @@ use std::{
 
 use nfs_sr::client::Client;
 use nfs3::{
-    Data, DirEntry, FileHandle, Name, Stability, WriteVerifier,
+    Data, DirEntry, FileHandle, Name, Stability, Time, WriteVerifier,
     lease::{Owner, Take, TakeArgs},
-    nfs::{Commit, CommitArgs, Read, ReadArgs, Write, WriteArgs},
+    nfs::{Commit, CommitArgs, GetAttr, Read, ReadArgs, Write, WriteArgs},
 };
 use support::{Calls, power::fast_directory, program::Program};
 
@@ -35,6 +35,8 @@ struct Host {
     /// The last value of each block; and those that the server may lose.
     blocks: HashMap<u64, u8>,
     uncommitted: HashMap<u64, u8>,
+    /// Time of modification, as the last stable write told it.
+    modified: Option<Time>,
     /// Lives of the server in which it got to work.
     recovered: Arc<AtomicU64>,
 }
@@ -87,6 +89,9 @@ impl Host {
         self.blocks.insert(at, value);
         if ok.committed != Stability::Unstable {
             self.uncommitted.remove(&at);
+        }
+        if ok.committed == Stability::FileSync {
+            self.modified = ok.wcc.after.map(|attributes| attributes.mtime);
         }
         Ok(())
     }
@@ -192,6 +197,15 @@ impl Host {
             "another instance has another verifier"
         );
         self.verifier = verifier;
+        let record = client.call::<GetAttr>(&self.handle)?;
+        let now = record
+            .results::<GetAttr>()
+            .expect("a reply")
+            .expect("it exists")
+            .mtime;
+        if let Some(told) = self.modified {
+            assert!((now.seconds, now.nanoseconds) >= (told.seconds, told.nanoseconds));
+        }
         for at in 0..BLOCKS {
             let args = ReadArgs {
                 file: self.handle,
@@ -235,6 +249,7 @@ fn a_hundred_kills_lose_nothing() {
         verifier,
         blocks: HashMap::new(),
         uncommitted: HashMap::new(),
+        modified: None,
         recovered: Arc::default(),
     };
     let mut longest = Duration::ZERO;

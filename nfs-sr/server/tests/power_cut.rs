@@ -6,9 +6,9 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 
 use fastrand::Rng;
 use nfs3::{
-    DirEntry, FileHandle, Name, Stability, WriteVerifier,
+    DirEntry, FileHandle, Name, Stability, Time, WriteVerifier,
     lease::{Get, Owner, Take, TakeArgs},
-    nfs::Write,
+    nfs::{GetAttr, Write},
 };
 use support::{
     Calls, Options, TestServer,
@@ -31,6 +31,10 @@ struct World {
     epoch: u64,
     verifier: Option<WriteVerifier>,
     uncommitted: Vec<u64>,
+    /// The latest time of modification that a stable write has told.
+    modified: Option<Time>,
+    /// How stable a write must be for its time to count.
+    times_of: Stability,
 }
 
 impl World {
@@ -42,6 +46,8 @@ impl World {
             epoch: 0,
             verifier: None,
             uncommitted: Vec::new(),
+            modified: None,
+            times_of: Stability::FileSync,
         }
     }
 
@@ -120,6 +126,9 @@ impl World {
             .write(handle, at * SECTOR as u64, &[value; SECTOR], stable)
             .expect("the holder writes");
         assert!(ok.committed >= stable);
+        if ok.committed >= self.times_of {
+            self.modified = ok.wcc.after.map(|attributes| attributes.mtime);
+        }
         let sector = self.sectors.entry(at).or_default();
         if ok.committed == Stability::Unstable {
             sector.possible.push(value);
@@ -195,6 +204,17 @@ impl World {
         if self.verifier.replace(verifier) == Some(verifier) {
             return Err("the write verifier is that of the instance before".into());
         }
+        let record = client.call::<GetAttr>(&file).expect("connected");
+        let now = record
+            .results::<GetAttr>()
+            .expect("a reply")
+            .expect("it exists")
+            .mtime;
+        if let Some(told) = self.modified.take()
+            && (now.seconds, now.nanoseconds) < (told.seconds, told.nanoseconds)
+        {
+            return Err(format!("it was modified at {now:?}, {told:?} was told"));
+        }
         for at in 0..SECTORS {
             let mut bytes = client
                 .read(file, at * SECTOR as u64, SECTOR as u32)
@@ -228,10 +248,16 @@ impl World {
     }
 }
 
-fn lives(count: u64, lives_each: u64, commit_sync: bool) -> Result<(), String> {
+fn lives(
+    count: u64,
+    lives_each: u64,
+    commit_sync: bool,
+    times_of: Stability,
+) -> Result<(), String> {
     for seed in 0..count / lives_each {
         let dir = fast_directory();
         let mut world = World::new(seed);
+        world.times_of = times_of;
         for life in 0..lives_each {
             world
                 .life(dir.path(), commit_sync)
@@ -243,13 +269,20 @@ fn lives(count: u64, lives_each: u64, commit_sync: bool) -> Result<(), String> {
 
 #[test]
 fn a_thousand_power_cuts_lose_nothing_that_was_acknowledged() {
-    if let Err(why) = lives(1000, 10, true) {
+    if let Err(why) = lives(1000, 10, true, Stability::FileSync) {
         panic!("{why}");
     }
 }
 
 #[test]
 fn negative_control_without_commit_data_is_lost() {
-    lives(200, 10, false)
+    lives(200, 10, false, Stability::FileSync)
         .expect_err("a server that does not sync loses data, and the test must see it");
+}
+
+#[test]
+fn negative_control_the_times_of_data_sync_writes_are_lost() {
+    let why = lives(200, 10, true, Stability::DataSync)
+        .expect_err("DATA_SYNC promises no times, and the test must see them go back");
+    assert!(why.contains("was modified at"), "{why}");
 }

@@ -121,7 +121,7 @@ impl Server {
         let cover = match args.stable {
             Stability::Unstable => return pending.reply::<Write>(&Ok(ok)),
             Stability::DataSync => Cover::Data,
-            Stability::FileSync => Cover::All,
+            Stability::FileSync => Cover::Times,
         };
         let (server, file) = (self.clone(), node.clone());
         when_synced(&node, cover, &self.durability, &self.pool, move |result| {

@@ -364,6 +364,7 @@ impl Server {
         let links = node.stat().map_or(0, |stat| stat.stx_nlink);
         if links == 0 || node.kind == FileType::Directory {
             self.nodes.forget(node.id);
+            self.durability.times().forget(node.id);
         }
     }
 

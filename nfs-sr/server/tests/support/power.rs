@@ -1,4 +1,4 @@
-//! A disk that loses at a power cut any part of what was not synced, sector by sector.
+//! A disk that loses at a power cut any part of what was not synced, sector by sector, and the times of files.
 
 use std::{
     collections::HashMap,
@@ -7,6 +7,7 @@ use std::{
     os::{fd::OwnedFd, unix::fs::FileExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::SystemTime,
 };
 
 use nfs_sr::file_io::{Cover, Disk, FileIo, Wait};
@@ -23,6 +24,8 @@ pub struct PowerCutDisk {
 struct Unsynced {
     file: Option<Arc<File>>,
     before: HashMap<u64, [u8; SECTOR as usize]>,
+    /// Time of modification that the disk knows.
+    modified: Option<SystemTime>,
 }
 
 impl PowerCutDisk {
@@ -44,6 +47,11 @@ impl PowerCutDisk {
                     file.write_all_at(bytes, sector * SECTOR).expect("write");
                 }
             }
+            if let (Some(file), Some(modified)) = (&unsynced.file, unsynced.modified)
+                && random.bool()
+            {
+                file.set_modified(modified).expect("its owner may");
+            }
         }
     }
 }
@@ -58,7 +66,11 @@ impl Disk for PowerCutDisk {
             .entry(path.to_owned())
             .or_default()
             .clone();
-        unsynced.lock().expect("no panic").file = Some(file.clone());
+        {
+            let mut unsynced = unsynced.lock().expect("no panic");
+            unsynced.file = Some(file.clone());
+            unsynced.modified.get_or_insert_with(|| modified(&file));
+        }
         Box::new(PowerCutFile { file, unsynced })
     }
 }
@@ -93,11 +105,20 @@ impl FileIo for PowerCutFile {
         self.file.set_len(length)
     }
 
-    fn sync(&self, _: Cover) -> io::Result<()> {
+    fn sync(&self, cover: Cover) -> io::Result<()> {
         // No need to bother the real disk: it does not lose power.
-        self.unsynced.lock().expect("no panic").before.clear();
+        let mut unsynced = self.unsynced.lock().expect("no panic");
+        unsynced.before.clear();
+        if cover == Cover::All {
+            unsynced.modified = Some(modified(&self.file));
+        }
         Ok(())
     }
+}
+
+fn modified(file: &File) -> SystemTime {
+    let metadata = file.metadata().expect("an open file");
+    metadata.modified().expect("Linux has such times")
 }
 
 /// Memory, so that thousands of restarts do not wait for a real disk.
