@@ -115,14 +115,14 @@ impl Endpoint {
         self.send(Request::Forward { listener, to })
     }
 
-    /// Starts a probe. Its samples go to the journal.
+    /// Starts a probe; its schedule begins when its connection, if it has one, is open. Its samples go to the journal.
     ///
     /// # Errors
-    /// When the endpoint has ended.
+    /// When the peer refuses the connection or does not answer in time, or the endpoint has ended.
     pub fn start_probe(&self, config: ProbeConfig) -> io::Result<ProbeId> {
         let (answer, result) = mpsc::channel();
         self.send(Request::StartProbe { config, answer })?;
-        result.recv_timeout(ANSWER_DEADLINE).map_err(|_| gone())
+        result.recv_timeout(ANSWER_DEADLINE).map_err(|_| gone())?
     }
 
     /// Stops a probe: what it has measured is in the journal when this returns.

@@ -1,5 +1,6 @@
 //! The sockets of a probe: sends what the schedule says, recognises the answers.
 
+use std::io;
 use std::sync::mpsc::Sender;
 
 use lab_protocol::{Event, ProbeKind};
@@ -8,6 +9,7 @@ use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::{icmp, tcp, udp};
 use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpAddress, IpEndpoint};
 
+use super::ProbeId;
 use super::probe::{PATIENCE_NS, ProbeConfig, Series};
 use super::worker::tcp_socket;
 
@@ -26,19 +28,29 @@ enum Transport {
     Ping(IpAddress, u16),
 }
 
-/// A running probe.
-pub(super) struct Runner {
-    series: Series,
+/// A probe whose transport is being opened. Its schedule begins afterwards: what is due before there is a connection would measure
+/// the connection's set-up, and count as lost what nobody could have answered.
+pub(super) struct Opening {
+    config: ProbeConfig,
     handle: SocketHandle,
     transport: Transport,
-    /// Set when the probe shall end: who waits for it.
-    stopping: Option<Sender<()>>,
+    /// Who waits for it.
+    answer: Sender<io::Result<ProbeId>>,
+    give_up_ns: u64,
 }
 
-impl Runner {
+/// How far an opening has come.
+pub(super) enum Progress {
+    Waits(Opening),
+    Open(Runner),
+    Failed,
+}
+
+impl Opening {
     pub(super) fn new(
-        config: &ProbeConfig,
-        start_ns: u64,
+        config: ProbeConfig,
+        answer: Sender<io::Result<ProbeId>>,
+        give_up_ns: u64,
         port: u16,
         context: &mut Context,
         sockets: &mut SocketSet<'static>,
@@ -86,13 +98,72 @@ impl Runner {
             }
         };
         Self {
-            series: Series::new(config.kind, config.interval_ns, start_ns),
+            config,
             handle,
             transport,
-            stopping: None,
+            answer,
+            give_up_ns,
         }
     }
 
+    /// When the opening is given up.
+    pub(super) fn deadline_ns(&self) -> u64 {
+        self.give_up_ns
+    }
+
+    /// Looks whether it is open, and tells who waits; `id` is the probe's number then.
+    pub(super) fn advance(
+        self,
+        id: ProbeId,
+        sockets: &mut SocketSet<'static>,
+        now_ns: u64,
+    ) -> Progress {
+        let failure = match self.transport {
+            Transport::Udp(_) | Transport::Ping(..) => None,
+            Transport::Tcp { .. } => {
+                let socket = sockets.get_mut::<tcp::Socket>(self.handle);
+                if socket.may_send() {
+                    None
+                } else if socket.state() == tcp::State::Closed {
+                    Some((io::ErrorKind::ConnectionRefused, "refuses connections"))
+                } else if now_ns >= self.give_up_ns {
+                    Some((io::ErrorKind::TimedOut, "does not answer"))
+                } else {
+                    return Progress::Waits(self);
+                }
+            }
+        };
+        // Whoever asked may have given up; samples go to the journal all the same.
+        let _ = self.answer.send(match failure {
+            None => Ok(id),
+            Some((kind, what)) => Err(io::Error::new(kind, format!("{} {what}", self.config.to))),
+        });
+        if failure.is_some() {
+            sockets.remove(self.handle);
+            return Progress::Failed;
+        }
+        let ProbeConfig {
+            kind, interval_ns, ..
+        } = self.config;
+        Progress::Open(Runner {
+            series: Series::new(kind, interval_ns, now_ns + interval_ns),
+            handle: self.handle,
+            transport: self.transport,
+            stopping: None,
+        })
+    }
+}
+
+/// A running probe.
+pub(super) struct Runner {
+    series: Series,
+    handle: SocketHandle,
+    transport: Transport,
+    /// Set when the probe shall end: who waits for it.
+    stopping: Option<Sender<()>>,
+}
+
+impl Runner {
     /// Sends every request that is due. One for which there is no room is lost, as on a wire.
     pub(super) fn send_due(&mut self, sockets: &mut SocketSet<'static>, now_ns: u64) {
         if self.stopping.is_some() {
@@ -110,7 +181,7 @@ impl Runner {
                     let socket = sockets.get_mut::<tcp::Socket>(self.handle);
                     // Half a message would spoil all that follow.
                     if socket.send_capacity() - socket.send_queue() >= MESSAGE {
-                        // Not open yet, or no longer: the request counts as lost.
+                        // No longer open: the request counts as lost.
                         let _ = socket.send_slice(&message);
                     }
                 }

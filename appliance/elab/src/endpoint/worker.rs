@@ -22,7 +22,7 @@ use switch::LabClock;
 use super::bridge::Bridge;
 use super::device::Card;
 use super::probe::ProbeConfig;
-use super::runner::Runner;
+use super::runner::{Opening, Progress, Runner};
 use super::{EndpointConfig, ProbeId};
 use crate::journal::Journal;
 
@@ -52,7 +52,7 @@ pub(super) enum Request {
     },
     StartProbe {
         config: ProbeConfig,
-        answer: Sender<ProbeId>,
+        answer: Sender<io::Result<ProbeId>>,
     },
     StopProbe {
         probe: ProbeId,
@@ -82,6 +82,7 @@ pub(super) struct Worker {
     next_token: u64,
     bridges: HashMap<u64, Bridge>,
     forwards: HashMap<u64, Forward>,
+    opening: Vec<(ProbeId, Opening)>,
     probes: HashMap<ProbeId, Runner>,
 }
 
@@ -125,6 +126,7 @@ impl Worker {
             next_token: FIRST_DYNAMIC_TOKEN,
             bridges: HashMap::new(),
             forwards: HashMap::new(),
+            opening: Vec::new(),
             probes: HashMap::new(),
         })
     }
@@ -175,6 +177,7 @@ impl Worker {
         let now = instant(now_ns);
         self.interface.poll(now, &mut self.card, &mut self.sockets);
         let now_ns = self.clock.now_ns();
+        self.open_probes(now_ns);
         for runner in self.probes.values_mut() {
             runner.receive(&mut self.sockets, now_ns);
         }
@@ -191,6 +194,16 @@ impl Worker {
         self.flush()?;
         self.arm_timer(now);
         Ok(())
+    }
+
+    fn open_probes(&mut self, now_ns: u64) {
+        for (id, opening) in std::mem::take(&mut self.opening) {
+            match opening.advance(id, &mut self.sockets, now_ns) {
+                Progress::Waits(opening) => self.opening.push((id, opening)),
+                Progress::Open(runner) => drop(self.probes.insert(id, runner)),
+                Progress::Failed => {}
+            }
+        }
     }
 
     fn report_probes(&mut self, now_ns: u64) {
@@ -227,9 +240,15 @@ impl Worker {
             .interface
             .poll_at(now, &self.sockets)
             .map(|at| u64::try_from(at.total_micros()).unwrap_or(0) * 1000);
+        let opening = self.opening.iter().map(|(_, one)| one.deadline_ns());
         let probes = self.probes.values().filter_map(Runner::deadline_ns);
         let bridges = self.bridges.values().filter_map(Bridge::deadline_ns);
-        let deadline = stack.into_iter().chain(probes).chain(bridges).min();
+        let deadline = stack
+            .into_iter()
+            .chain(opening)
+            .chain(probes)
+            .chain(bridges)
+            .min();
         let result = match deadline {
             None => self.timer.unset(),
             Some(deadline) => {
@@ -260,14 +279,11 @@ impl Worker {
             Request::StartProbe { config, answer } => {
                 let id = ProbeId(self.token());
                 let port = self.port();
-                let start_ns = self.clock.now_ns() + config.interval_ns;
+                let give_up_ns = self.clock.now_ns() + CONNECT_DEADLINE_NS;
                 let context = self.interface.context();
-                self.probes.insert(
-                    id,
-                    Runner::new(&config, start_ns, port, context, &mut self.sockets),
-                );
-                // Whoever asked may have given up; he will see the samples in the journal.
-                let _ = answer.send(id);
+                let sockets = &mut self.sockets;
+                let opening = Opening::new(config, answer, give_up_ns, port, context, sockets);
+                self.opening.push((id, opening));
             }
             Request::StopProbe { probe, answer } => match self.probes.get_mut(&probe) {
                 Some(runner) => runner.stop(answer),
