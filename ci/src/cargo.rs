@@ -26,21 +26,14 @@ pub fn lint(sh: &Shell) -> Result<()> {
     Ok(())
 }
 
-/// All tests: those inside the crates first, because they are quick, then those that boot machines.
-pub fn test(sh: &Shell) -> Result<()> {
-    let nextest = cmd!(sh, "cargo nextest --version")
-        .quiet()
-        .ignore_stdout()
-        .ignore_stderr()
-        .run()
-        .is_ok();
-    // The same packages each time, so that cargo builds each dependency once.
+/// Tests inside the crates: no machine is booted.
+pub fn unit_tests(sh: &Shell) -> Result<()> {
     step("unit tests");
-    if nextest {
-        cmd!(sh, "cargo nextest run --locked --lib --bins").run()?;
-    } else {
-        cmd!(sh, "cargo test --locked --lib --bins").run()?;
-    }
+    tests(sh, &["--lib", "--bins"])
+}
+
+/// Tests that boot machines and run whole programs.
+pub fn whole_tests(sh: &Shell) -> Result<()> {
     step("artifacts that the tests boot");
     cmd!(
         sh,
@@ -48,10 +41,21 @@ pub fn test(sh: &Shell) -> Result<()> {
     )
     .run()?;
     step("tests of whole programs and machines");
+    tests(sh, &["--test", "*"])
+}
+
+/// The same packages each time, so that cargo builds each dependency once.
+fn tests(sh: &Shell, which: &[&str]) -> Result<()> {
+    let nextest = cmd!(sh, "cargo nextest --version")
+        .quiet()
+        .ignore_stdout()
+        .ignore_stderr()
+        .run()
+        .is_ok();
     if nextest {
-        cmd!(sh, "cargo nextest run --locked --test *").run()?;
+        cmd!(sh, "cargo nextest run --locked {which...}").run()?;
     } else {
-        cmd!(sh, "cargo test --locked --test *").run()?;
+        cmd!(sh, "cargo test --locked {which...}").run()?;
     }
     Ok(())
 }
@@ -81,6 +85,22 @@ pub fn elab(sh: &Shell, verb: &str, arguments: &[String]) -> Result<()> {
         Some(code) => Err(Exit(u8::try_from(code).unwrap_or(1)).into()),
         None => bail!("elab {verb} ended with {status}"),
     }
+}
+
+/// Every scenario that comes with the program.
+pub fn scenarios(sh: &Shell, arguments: &[String]) -> Result<()> {
+    let mut words: Vec<String> = sh
+        .read_dir("scenarios")?
+        .into_iter()
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "toml")
+        })
+        .map(|path| path.display().to_string())
+        .collect();
+    words.sort();
+    words.extend_from_slice(arguments);
+    elab(sh, "run", &words)
 }
 
 /// Measures: the hypervisor alone, then a lab that moves its guest again and again.

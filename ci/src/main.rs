@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod cargo;
+mod ci;
 mod setup;
 
 use std::process::ExitCode;
@@ -18,7 +19,11 @@ usage: cargo xtask COMMAND
 
   setup           install what building, testing and the demo need
   demo [ARGS]     set up, build, and show a session that lives through migrations (`elab demo ARGS`)
-  test            set up, lint, and run all tests
+  test            set up, lint, and run all tests: what `ci full` does
+  ci SET [ARGS]   what runners of continuous integration run; each set contains the ones before it
+                    quick     set up, lint, tests inside the crates
+                    full      and the tests of whole programs and machines
+                    nightly   and every scenario that comes with the program (`elab run ARGS`)
   bench [ARGS]    set up, build, and measure: a host alone, then a lab (`elab bench ARGS`)
   bench nfs       the storage server beside NFS-Ganesha, if that is installed (nfs-ganesha-vfs, rpcbind; as root)
   lint            formatting and clippy, for the machine and for the image
@@ -59,11 +64,15 @@ fn run() -> Result<()> {
     match command.as_deref() {
         Some("setup") if rest.is_empty() => setup::run(&sh),
         Some("lint") if rest.is_empty() => cargo::lint(&sh),
-        Some("test") if rest.is_empty() => {
-            setup::run(&sh)?;
-            cargo::lint(&sh)?;
-            cargo::test(&sh)
-        }
+        Some("test") if rest.is_empty() => ci::run(&sh, ci::Set::Full, &[]),
+        Some("ci") => match rest.split_first() {
+            Some((set, more)) => match ci::Set::named(set) {
+                // Only the nightly set takes arguments.
+                Some(set) if more.is_empty() || set == ci::Set::Nightly => ci::run(&sh, set, more),
+                _ => wrong_usage(),
+            },
+            None => wrong_usage(),
+        },
         Some("demo") => {
             setup::run(&sh)?;
             cargo::elab(&sh, "demo", &rest)
@@ -77,9 +86,11 @@ fn run() -> Result<()> {
             print!("{USAGE}");
             Ok(())
         }
-        _ => {
-            eprint!("{USAGE}");
-            Err(Exit(2).into())
-        }
+        _ => wrong_usage(),
     }
+}
+
+fn wrong_usage() -> Result<()> {
+    eprint!("{USAGE}");
+    Err(Exit(2).into())
 }
