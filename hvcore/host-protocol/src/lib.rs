@@ -26,7 +26,7 @@ pub const PORT: u16 = 7000;
 pub const MIGRATION_PORT: u16 = 7001;
 /// Version of this protocol. A host tells its own and refuses another; so the messages of the greeting,
 /// [`Request::Hello`] and [`Notice::Welcome`], stay as they are in every version.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Longest message either side accepts.
 pub const MAX_MESSAGE: usize = 1 << 20;
 
@@ -164,6 +164,23 @@ pub enum Command {
         /// How.
         config: MigrationConfig,
     },
+    /// Write a running VM's memory and state to a virtual disk, which loses what it had: done when all of it is on stable
+    /// storage and the VM has ended here.
+    Suspend {
+        /// Which VM.
+        vm: VmId,
+        /// Path of the VHD below the NFS export.
+        path: String,
+        /// The VM runs on here instead: a checkpoint. Its disks have new epochs then, so it cannot be resumed with
+        /// them; only with copies of them.
+        keep_running: bool,
+    },
+    /// Have a VM run on here from what [`Self::Suspend`] has written. Refused when its disks have been opened
+    /// since, by whomever.
+    Resume {
+        /// Path of the VHD below the NFS export.
+        path: String,
+    },
     /// Stop a migration before its commit point; the guest runs on here.
     CancelMigration(VmId),
     /// Report the state of the host and its VMs.
@@ -283,7 +300,7 @@ pub enum VmState {
     Starting,
     /// Running.
     Running,
-    /// Stopped for the end of a migration.
+    /// Stopped for the end of a migration, or while it is being suspended.
     Paused,
     /// Off.
     Halted,
@@ -298,6 +315,8 @@ pub enum StopReason {
     Destroyed,
     /// Moved to another host.
     Migrated,
+    /// Written to a disk, to be resumed from there.
+    Suspended,
     /// The guest did something its machine cannot answer for; the text says what and where.
     Misbehaved(String),
     /// Its disk's lease is no longer ours.

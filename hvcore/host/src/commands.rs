@@ -102,6 +102,19 @@ impl<P: Platform> Host<P> {
                 self.migrate(index, request)?;
                 Ok(None)
             }
+            Command::Suspend {
+                vm,
+                path,
+                keep_running,
+            } => {
+                let index = self.find(vm)?;
+                self.suspend(index, path, keep_running, asker)?;
+                Ok(None)
+            }
+            Command::Resume { path } => {
+                self.restore(path, asker)?;
+                Ok(None)
+            }
             Command::CancelMigration(vm) => {
                 let index = self.find(vm)?;
                 self.cancel_migration(index)?;
@@ -146,9 +159,9 @@ impl<P: Platform> Host<P> {
         let vm = &mut self.vms[index];
         let number = vm.number;
         let name = vm.config.name.clone();
-        if self.is_departing(number) {
+        if self.is_departing(number) || self.is_being_suspended(number) {
             return Err(format!(
-                "VM {name} is being migrated; hash it before or after"
+                "VM {name} is being migrated or suspended; hash it before or after"
             ));
         }
         if self.hashing.is_some() {

@@ -35,6 +35,7 @@ mod net;
 pub mod platform;
 mod scheduler;
 mod storage;
+mod suspend;
 mod vm;
 
 use alloc::{collections::VecDeque, string::String, vec::Vec};
@@ -55,6 +56,7 @@ use crate::{
     platform::{Nic, Platform, VmHardware},
     scheduler::{SLICE_NS, Scheduler, VcpuId},
     storage::StorageLink,
+    suspend::{Restoration, Suspension},
     vm::{Guest, Stage, Vm},
 };
 
@@ -105,6 +107,8 @@ pub struct Host<P: Platform> {
     arrivals_busy: bool,
     announcements: VecDeque<Announcement>,
     hashing: Option<Hashing>,
+    suspension: Option<Suspension>,
+    restoration: Option<Restoration>,
     /// Its part in a pool, once it is told of one.
     availability: Option<Availability>,
     /// What guests have run since a migration last got CPU time.
@@ -169,6 +173,8 @@ impl<P: Platform> Host<P> {
             arrivals_busy: false,
             announcements: VecDeque::new(),
             hashing: None,
+            suspension: None,
+            restoration: None,
             availability: None,
             guests_ran_ns: 0,
             power_off: None,
@@ -203,6 +209,7 @@ impl<P: Platform> Host<P> {
         self.advance_availability();
         self.arrivals_busy = false;
         self.advance_migrations();
+        self.advance_suspensions();
         self.serve_backends();
         self.storage.poll(&mut self.platform);
         self.management.poll(&mut self.platform);

@@ -158,7 +158,9 @@ impl<P: Platform> Host<P> {
         while let Some(completion) = self.storage.storage().next_completion() {
             match completion {
                 Completion::File { token, result } => self.on_file(token, result),
+                Completion::Opened { token, result } if self.on_medium_opened(token, &result) => {}
                 Completion::Opened { token, result } => self.on_opened(token, result),
+                Completion::Io { disk, result, .. } if self.on_medium_io(disk, &result) => {}
                 Completion::Io { disk, id, result } => {
                     let vm = self.vms.iter_mut().find(|vm| vm.disk_index(disk).is_some());
                     // The completions of a machine that is gone concern nobody.
@@ -169,6 +171,7 @@ impl<P: Platform> Host<P> {
                     }
                 }
                 Completion::Taken { disk, result } => self.on_taken(disk, &result),
+                Completion::Closed { disk, .. } if self.on_medium_closed(disk) => {}
                 Completion::Closed { disk, result } => self.on_closed(disk, result),
                 Completion::LeaseLost { disk, why } => self.on_lease_lost(disk, why),
             }

@@ -17,7 +17,7 @@ use alloc::{
     vec::Vec,
 };
 
-use guest_memory::{GuestMemory, PAGE_SIZE};
+use guest_memory::GuestMemory;
 use host_protocol::{
     HostEvent, MigrationConfig, Phase, Role, VmConfig, VmId,
     auth::{Nonce, PoolKey, Purpose},
@@ -26,7 +26,7 @@ use vdi::{DiskState, StorageError};
 
 use crate::{
     hash::MemoryHash,
-    wire::{self, Arrived, Decoder, FinalState, FromDestination, FromSource, Message, Snapshot},
+    wire::{self, Decoder, FinalState, FromDestination, FromSource, Message, Snapshot},
 };
 
 /// Whoever has connected must have proved itself within this time.
@@ -302,28 +302,7 @@ impl Destination {
                 if !matches!(self.state, State::Receiving) {
                     return Err("the source sent pages at the wrong time".to_string());
                 }
-                let memory = vm.memory();
-                let last = memory.pages() - 1;
-                let mut copy = [0; PAGE_SIZE];
-                for (page, what) in batch.pages() {
-                    let beyond = match what {
-                        Arrived::SameAs(origin) => page.max(origin),
-                        _ => page,
-                    };
-                    if beyond > last {
-                        return Err(format!(
-                            "the source sent page {beyond}, beyond the guest's RAM"
-                        ));
-                    }
-                    match what {
-                        Arrived::Content(content) => memory.load_page(page, content),
-                        Arrived::Zero => memory.load_page(page, &[0; PAGE_SIZE]),
-                        Arrived::SameAs(origin) => {
-                            memory.read_page(origin, &mut copy);
-                            memory.load_page(page, &copy);
-                        }
-                    }
-                }
+                batch.load_into(vm.memory())?;
             }
             Ok(None) => return Ok(false),
             Err(error) => return Err(error.to_string()),

@@ -47,6 +47,7 @@
 
 extern crate alloc;
 
+mod checkpoint;
 mod destination;
 mod harvest;
 mod hash;
@@ -54,6 +55,7 @@ mod page_hash;
 mod source;
 mod wire;
 
+pub use checkpoint::{CheckpointReader, CheckpointStep, CheckpointWriter};
 pub use destination::{Destination, DestinationOutcome, DestinationVm};
 pub use hash::MemoryHash;
 pub use source::{Source, SourceOutcome, SourceVm};

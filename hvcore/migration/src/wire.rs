@@ -25,12 +25,12 @@
 //! source needs it anyway to find pages that are equal. Both ends parse at the edge: nothing of a
 //! message is used before all of it has been checked.
 
-use alloc::{string::String, vec::Vec};
+use alloc::{format, string::String, vec::Vec};
 
 use crc::{CRC_32_ISCSI, Crc, Table};
 
 use crate::page_hash::PageHash;
-use guest_memory::PAGE_SIZE;
+use guest_memory::{GuestMemory, PAGE_SIZE};
 use host_protocol::{
     MigrationConfig, VmConfig,
     auth::{Nonce, Proof},
@@ -348,6 +348,33 @@ impl<'a> Batch<'a> {
             return Err(WireError::Checksum);
         }
         Ok(Self { table, contents })
+    }
+
+    /// Puts the pages where they belong.
+    ///
+    /// # Errors
+    /// A sentence for people: one is not in the guest's RAM.
+    pub fn load_into(&self, memory: &GuestMemory) -> Result<(), String> {
+        let last = memory.pages() - 1;
+        let mut copy = [0; PAGE_SIZE];
+        for (page, what) in self.pages() {
+            let beyond = match what {
+                Arrived::SameAs(origin) => page.max(origin),
+                _ => page,
+            };
+            if beyond > last {
+                return Err(format!("page {beyond} is beyond the guest's RAM"));
+            }
+            match what {
+                Arrived::Content(content) => memory.load_page(page, content),
+                Arrived::Zero => memory.load_page(page, &[0; PAGE_SIZE]),
+                Arrived::SameAs(origin) => {
+                    memory.read_page(origin, &mut copy);
+                    memory.load_page(page, &copy);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The pages with their indices.

@@ -267,6 +267,7 @@ fn stop_words(reason: &StopReason) -> String {
         StopReason::PowerOff => "the guest powered itself off".into(),
         StopReason::Destroyed => "destroyed".into(),
         StopReason::Migrated => "migrated".into(),
+        StopReason::Suspended => "suspended".into(),
         StopReason::Misbehaved(words) => format!("the guest misbehaved: {words}"),
         StopReason::LeaseLost(words) => format!("the lease of its disk was lost: {words}"),
     }

@@ -377,9 +377,12 @@ fn state_of<H>(vm: &Vm<H>, attempt: u16) -> Option<VmReport> {
         Stage::Building(_) | Stage::Preparing(_) | Stage::Arriving(_) => Some(VmReport::Starting),
         Stage::Running(_) | Stage::Paused(_) => Some(VmReport::Running),
         Stage::Closing(closing) => match closing.reason {
-            Some(StopReason::PowerOff | StopReason::Destroyed | StopReason::Misbehaved(_)) => {
-                Some(VmReport::Off)
-            }
+            Some(
+                StopReason::PowerOff
+                | StopReason::Destroyed
+                | StopReason::Suspended
+                | StopReason::Misbehaved(_),
+            ) => Some(VmReport::Off),
             Some(StopReason::Migrated | StopReason::LeaseLost(_)) => None,
             None => Some(VmReport::Failed(attempt)),
         },

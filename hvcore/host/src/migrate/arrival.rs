@@ -52,9 +52,9 @@ pub(crate) struct Arrival {
 }
 
 /// The guest as the destination's engine sees it.
-pub(super) struct ArrivingVm<'a, P: Platform> {
-    pub(super) host: &'a mut Host<P>,
-    pub(super) vm: &'a mut Option<u32>,
+pub(crate) struct ArrivingVm<'a, P: Platform> {
+    pub(crate) host: &'a mut Host<P>,
+    pub(crate) vm: &'a mut Option<u32>,
 }
 
 impl<P: Platform> ArrivingVm<'_, P> {

@@ -57,10 +57,10 @@ pub(crate) struct Request {
 }
 
 /// The guest as the source's engine sees it. It is only made while the VM has a whole guest.
-pub(super) struct DepartingVm<'a, P: Platform> {
-    pub(super) host: &'a mut Host<P>,
-    pub(super) vm: u32,
-    pub(super) draining: &'a mut bool,
+pub(crate) struct DepartingVm<'a, P: Platform> {
+    pub(crate) host: &'a mut Host<P>,
+    pub(crate) vm: u32,
+    pub(crate) draining: &'a mut bool,
 }
 
 impl<P: Platform> DepartingVm<'_, P> {
@@ -338,6 +338,11 @@ impl<P: Platform> Host<P> {
             }
             earlier.next = Some(request);
             return Ok(());
+        }
+        if self.is_being_suspended(vm.number) {
+            return Err(format!(
+                "VM {name} is being suspended; migrate it before or after"
+            ));
         }
         let Request {
             destination,

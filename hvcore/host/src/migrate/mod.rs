@@ -15,10 +15,8 @@ use vdi::{DiskId, StorageError};
 use crate::{Host, platform::Platform, vm::Stage};
 
 pub(crate) use announcing::Announcement;
-pub(crate) use arrival::Arrival;
-use arrival::ArrivingVm;
-use departure::DepartingVm;
-pub(crate) use departure::{Departure, Request as MigrationRequest};
+pub(crate) use arrival::{Arrival, ArrivingVm};
+pub(crate) use departure::{DepartingVm, Departure, Request as MigrationRequest};
 pub(crate) use rehearsal::Rehearsal;
 
 /// Longest stretch of copying or loading pages while a guest may want the CPU.
@@ -69,6 +67,7 @@ impl<P: Platform> Host<P> {
             }
         }
         self.departures = departures;
+        worked |= self.run_suspensions(until_ns);
         for vm in &mut self.vms {
             if let (Some(rehearsal), Stage::Arriving(guest)) = (&mut vm.rehearsal, &mut vm.stage) {
                 worked |= rehearsal.run(&mut self.platform, guest, until_ns);
@@ -87,6 +86,7 @@ impl<P: Platform> Host<P> {
         else {
             return;
         };
+        self.on_suspension_taken(number, result);
         let mut departures = core::mem::take(&mut self.departures);
         for departure in departures.iter_mut().filter(|one| one.vm == number) {
             let mut vm = DepartingVm {

@@ -37,6 +37,13 @@ impl Ram {
         self.0.lock().unwrap().0[at as usize..at as usize + len].to_vec()
     }
 
+    /// As the guest reads, without a vector: the program looks at a dozen words in each step.
+    pub fn array<const N: usize>(&self, at: u64) -> [u8; N] {
+        self.0.lock().unwrap().0[at as usize..][..N]
+            .try_into()
+            .unwrap()
+    }
+
     /// As the guest writes: sets D bits.
     pub fn write(&self, at: u64, bytes: &[u8]) {
         let (ram, dirty) = &mut *self.0.lock().unwrap();
@@ -47,7 +54,7 @@ impl Ram {
     }
 
     pub fn u64(&self, at: u64) -> u64 {
-        u64::from_le_bytes(self.bytes(at, 8).try_into().unwrap())
+        u64::from_le_bytes(self.array(at))
     }
 
     pub fn set_u64(&self, at: u64, value: u64) {

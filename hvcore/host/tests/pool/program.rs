@@ -196,7 +196,7 @@ impl Program<'_> {
 
     /// What the command line asks for.
     fn does(&self, what: u8) -> bool {
-        self.ram.bytes(COMMAND_LINE, 4).contains(&what)
+        self.ram.array::<4>(COMMAND_LINE).contains(&what)
     }
 
     fn random(&self) -> u64 {
@@ -232,8 +232,7 @@ impl Program<'_> {
     }
 
     fn used(&self, ring: u64) -> u16 {
-        let bytes = self.ram.bytes(ring + USED + 2, 2);
-        u16::from_le_bytes([bytes[0], bytes[1]])
+        u16::from_le_bytes(self.ram.array(ring + USED + 2))
     }
 
     fn give_receive_buffer(&self, buffer: u64) {
@@ -252,7 +251,7 @@ impl Program<'_> {
             }
             let at = RECEIVE_RING + USED + 4 + self.get(slot::RECEIVE_USED) % RING_SIZE * 8;
             self.add(slot::RECEIVE_USED, 1);
-            let buffer = u64::from(self.ram.bytes(at, 1)[0]);
+            let buffer = u64::from(self.ram.array::<1>(at)[0]);
             let length = self.ram.u64(at) >> 32;
             let frame = self.ram.bytes(
                 RECEIVE_BUFFERS + buffer * BUFFER + NET_HEADER,

@@ -23,6 +23,8 @@ use crate::{
 pub const VM: [u8; 16] = [9; 16];
 const GUEST_MAC: [u8; 6] = [2, 0xe1, 0xab, 0x10, 0, 1];
 const MEMORY_MIB: u32 = 4;
+/// Room for all of the guest's memory.
+const SUSPEND_SECTORS: u64 = (MEMORY_MIB as u64 + 1) << 11;
 /// EtherType of announcements: reverse ARP (RFC 903).
 const RARP: [u8; 2] = [0x80, 0x35];
 /// How long a card's interrupt may be late.
@@ -45,8 +47,8 @@ fn kernel() -> Vec<u8> {
     image
 }
 
-fn disk() -> Vec<u8> {
-    let bytes = DISK_SECTORS * 512;
+fn disk(sectors: u64) -> Vec<u8> {
+    let bytes = sectors * 512;
     let mut content = vec![0; bytes as usize];
     content.extend_from_slice(&Footer::new(DiskKind::Fixed, bytes, Uuid([1; 16]), 0).encode());
     content
@@ -84,7 +86,9 @@ impl World {
         let key = PoolKey::new([6; 32]);
         let mut server = Server::new();
         server.put("vmlinuz", kernel());
-        server.put("disk.vhd", disk());
+        server.put("disk.vhd", disk(DISK_SECTORS));
+        server.put("suspend.vhd", disk(SUSPEND_SECTORS));
+        server.put("small.vhd", disk(16));
         server.put("statefile", vec![0; 4 * 4096]);
         server.put("pool", Vec::new());
         let outside: Vec<_> = (0..2).map(|_| Outside::default()).collect();

@@ -372,10 +372,8 @@ impl Server {
             }
             (lease::PROGRAM, lease::Release::NUMBER) => {
                 let object = args::<lease::Release>(call);
-                let result = self.held(&object, |file| {
-                    file.owner.clear();
-                    file.epoch += 1;
-                });
+                // The epoch stays, so that whoever knows it can tell that nobody has had the file since.
+                let result = self.held(&object, |file| file.owner.clear());
                 rpc::reply::<lease::Release>(xid, &LeaseResult(result))
             }
             other => panic!("unexpected procedure {other:?}"),
@@ -389,7 +387,7 @@ impl Server {
         let epoch: u64 = epoch.parse().map_err(|_| Status::BadHandle)?;
         let file = self.files.get_mut(name).ok_or(Status::Stale)?;
         if !self.lies.leases_not_enforced {
-            if epoch != 0 && epoch != file.epoch {
+            if epoch != 0 && (epoch != file.epoch || file.owner.is_empty()) {
                 return Err(Status::Stale);
             }
             if epoch == 0 && change && !file.owner.is_empty() {

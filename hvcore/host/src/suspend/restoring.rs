@@ -1,0 +1,240 @@
+//! Going on from a checkpoint.
+//!
+//! The VM is built as one that arrives from another host, and becomes this host's in the same way: by taking its leases
+//! at the epochs that the checkpoint names.
+
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
+
+use host_protocol::Reply;
+use migration::{CheckpointReader, CheckpointStep, DestinationVm as _, FinalState};
+use vdi::{Access, Op, StorageError};
+
+use super::{CHUNK, HEADER, Medium, length_in};
+use crate::{Host, migrate::ArrivingVm, platform::Platform, vm::Asker};
+
+#[derive(Debug)]
+enum State {
+    Opening,
+    ReadingHeader,
+    /// What has been read is being taken in, if there is something.
+    Loading,
+    /// The next piece is being read.
+    Reading,
+    /// The VM is being built.
+    Building,
+    Taking(FinalState),
+    /// It is over; the disk is being closed.
+    Closing(Result<(), String>),
+}
+
+/// A VM that is being restored.
+pub(crate) struct Restoration {
+    asker: Asker,
+    pub(super) medium: Medium,
+    vm: Option<u32>,
+    state: State,
+    reader: CheckpointReader,
+    /// Bytes of the checkpoint, and how many have been read.
+    length: u64,
+    read: u64,
+}
+
+impl Restoration {
+    /// Whether it is about this VM.
+    pub fn is_of(&self, vm: u32) -> bool {
+        self.vm == Some(vm)
+    }
+
+    fn guest<'a, P: Platform>(&'a mut self, host: &'a mut Host<P>) -> ArrivingVm<'a, P> {
+        ArrivingVm {
+            host,
+            vm: &mut self.vm,
+        }
+    }
+
+    fn read<P: Platform>(&mut self, host: &mut Host<P>, offset: u64, bytes: u64, next: State) {
+        let now = host.platform.now_ns();
+        // Disks are read in sectors; what is too much is cut off.
+        let len = u32::try_from(bytes.next_multiple_of(512)).expect("a chunk at most");
+        self.state = next;
+        let op = Op::Read { offset, len };
+        self.medium.submit(host.storage.storage(), op, now);
+    }
+
+    pub(super) fn on_opened<P: Platform>(
+        &mut self,
+        host: &mut Host<P>,
+        result: Result<(), String>,
+    ) -> bool {
+        match result {
+            Ok(()) => self.read(host, 0, HEADER as u64, State::ReadingHeader),
+            Err(why) => self.close(host, Err(why)),
+        }
+        self.advance(host)
+    }
+
+    pub(super) fn on_io<P: Platform>(
+        &mut self,
+        host: &mut Host<P>,
+        result: Result<Vec<u8>, String>,
+    ) -> bool {
+        match (&self.state, result) {
+            (State::ReadingHeader, Ok(bytes)) => match length_in(&bytes, self.medium.bytes()) {
+                Ok(length) => {
+                    self.length = length;
+                    self.state = State::Loading;
+                }
+                Err(why) => self.close(host, Err(why)),
+            },
+            (State::Reading, Ok(bytes)) => {
+                let left = self.length - self.read;
+                let wanted = bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                self.reader.push(&bytes[..wanted]);
+                self.read += wanted as u64;
+                self.state = State::Loading;
+            }
+            (State::ReadingHeader | State::Reading, Err(why)) => self.close(host, Err(why)),
+            _ => {}
+        }
+        true
+    }
+
+    /// Takes in what has been read. False when there is nothing to do.
+    pub(super) fn work<P: Platform>(&mut self, host: &mut Host<P>, until_ns: u64) -> bool {
+        let mut worked = false;
+        while matches!(self.state, State::Loading) && host.platform.now_ns() < until_ns {
+            worked = true;
+            if let Err(why) = self.load(host) {
+                self.close(host, Err(why));
+            }
+        }
+        worked
+    }
+
+    fn load<P: Platform>(&mut self, host: &mut Host<P>) -> Result<(), String> {
+        let step = match self.vm {
+            None => self.reader.step(None)?,
+            Some(number) => {
+                let index = host.index_of(number).ok_or("the VM was destroyed")?;
+                let guest = host.vms[index].guest().ok_or("the VM was destroyed")?;
+                self.reader.step(Some(guest.machine.memory()))?
+            }
+        };
+        match step {
+            CheckpointStep::Hungry => {
+                let left = self.length - self.read;
+                if left == 0 {
+                    return Err("it ends before its end".to_string());
+                }
+                let offset = HEADER as u64 + self.read;
+                self.read(host, offset, left.min(CHUNK as u64), State::Reading);
+            }
+            CheckpointStep::Vm(config) => {
+                self.guest(host).build(&config)?;
+                self.state = State::Building;
+            }
+            CheckpointStep::Loaded => {}
+            CheckpointStep::End(state) => {
+                let mut guest = self.guest(host);
+                guest.restore(&state.snapshot, &state.disks)?;
+                if !guest.take_lease() {
+                    return Err("it names no lease that could be taken".to_string());
+                }
+                self.state = State::Taking(state);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at what no answer tells.
+    pub(super) fn advance<P: Platform>(&mut self, host: &mut Host<P>) -> bool {
+        match &self.state {
+            State::Building => match self.guest(host).is_built() {
+                Ok(true) => self.state = State::Loading,
+                Ok(false) => {}
+                Err(why) => self.close(host, Err(why)),
+            },
+            State::Closing(result) if self.medium.is_closed() => {
+                let path = &self.medium.path;
+                let answer = result
+                    .clone()
+                    .map(|()| Reply::Ok)
+                    .map_err(|why| format!("no VM was resumed from {path}: {why}"));
+                host.answer(self.asker, answer);
+                return false;
+            }
+            _ => {}
+        }
+        true
+    }
+
+    /// The answer to taking a lease.
+    pub(super) fn on_taken<P: Platform>(
+        &mut self,
+        host: &mut Host<P>,
+        result: &Result<u64, StorageError>,
+    ) -> bool {
+        let State::Taking(state) = &self.state else {
+            return true;
+        };
+        if let Err(error) = result {
+            let why = format!(
+                "its disk cannot be had as it was then, so the guest's memory does not fit it any more: {error}"
+            );
+            self.close(host, Err(why));
+            return true;
+        }
+        let snapshot = state.snapshot.clone();
+        let mut guest = self.guest(host);
+        if !guest.take_lease() {
+            // The guest's time has stood still.
+            guest.resume(&snapshot, 0, true);
+            guest.release_direct_frames();
+            self.close(host, Ok(()));
+        }
+        true
+    }
+
+    fn close<P: Platform>(&mut self, host: &mut Host<P>, result: Result<(), String>) {
+        if result.is_err() {
+            self.guest(host).discard();
+        }
+        let now = host.platform.now_ns();
+        self.state = State::Closing(result);
+        self.medium.close(host.storage.storage(), now);
+    }
+}
+
+impl<P: Platform> Host<P> {
+    /// Begins to restore a VM.
+    ///
+    /// # Errors
+    /// A sentence for people; nothing has changed then.
+    pub(crate) fn restore(&mut self, path: String, asker: Asker) -> Result<(), String> {
+        if self.restoration.is_some() {
+            return Err(
+                "this host is resuming a VM already; ask again when that is done".to_string(),
+            );
+        }
+        let now = self.platform.now_ns();
+        // Not shared with other readers: that lease would outlast this.
+        let token = self
+            .storage
+            .storage()
+            .open_disk(&path, Access::ReadWrite, now);
+        self.restoration = Some(Restoration {
+            asker,
+            medium: Medium::new(path, token),
+            vm: None,
+            state: State::Opening,
+            reader: CheckpointReader::default(),
+            length: 0,
+            read: 0,
+        });
+        Ok(())
+    }
+}
