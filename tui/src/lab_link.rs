@@ -1,12 +1,10 @@
 //! The way to a running lab: a thread that sends commands to its socket and gives back what it says, so that a slow
 //! answer never holds up a key.
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use lab_protocol::{Command, Response};
+use lab_protocol::{Command, Connection, ExecuteError};
 use serde_json::Value;
 
 use crate::app::Input;
@@ -24,11 +22,11 @@ impl LabLink {
     /// # Errors
     /// When no thread can be started.
     pub fn start(folder: &Path, answers: Sender<Input>) -> std::io::Result<Self> {
-        let socket = folder.join("lab.sock");
+        let folder = folder.to_owned();
         let (commands, incoming) = channel();
         std::thread::Builder::new()
             .name("commands".into())
-            .spawn(move || serve(&socket, &incoming, &answers))?;
+            .spawn(move || serve(&folder, &incoming, &answers))?;
         Ok(Self { commands })
     }
 
@@ -39,18 +37,18 @@ impl LabLink {
     }
 }
 
-fn serve(socket: &Path, commands: &Receiver<Command>, answers: &Sender<Input>) {
+fn serve(folder: &Path, commands: &Receiver<Command>, answers: &Sender<Input>) {
     let mut connection = None;
     for command in commands {
         let typed = matches!(command, Command::ConsoleInput { .. });
-        let result = execute(&mut connection, socket, &command);
+        let result = execute(&mut connection, folder, &command);
         // Each key at a console would be a message.
         if typed && result.is_ok() {
             continue;
         }
         let answer = Input::Answer {
             words: command::words(&command),
-            result,
+            result: result.map_err(|error| error.to_string()),
         };
         if answers.send(answer).is_err() {
             return;
@@ -62,16 +60,26 @@ fn serve(socket: &Path, commands: &Receiver<Command>, answers: &Sender<Input>) {
 ///
 /// # Errors
 /// What the lab says, or that it does not answer.
-pub fn ask(folder: &Path, command: &Command) -> Result<Value, String> {
-    exchange(&mut None, &folder.join("lab.sock"), command)
+pub fn ask(folder: &Path, command: &Command) -> Result<Value, ExecuteError> {
+    Connection::open(folder)
+        .map_err(ExecuteError::Ended)?
+        .execute(command)
 }
 
 fn execute(
-    connection: &mut Option<BufReader<UnixStream>>,
-    socket: &Path,
+    connection: &mut Option<Connection>,
+    folder: &Path,
     command: &Command,
-) -> Result<String, String> {
-    exchange(connection, socket, command).map(|value| match value {
+) -> Result<String, ExecuteError> {
+    let open = match connection.take() {
+        Some(open) => open,
+        None => Connection::open(folder).map_err(ExecuteError::Ended)?,
+    };
+    let result = connection.insert(open).execute(command);
+    if matches!(result, Err(ExecuteError::Ended(_))) {
+        *connection = None;
+    }
+    result.map(|value| match value {
         Value::Null => String::new(),
         Value::Object(fields) => fields
             .iter()
@@ -80,38 +88,4 @@ fn execute(
             .join(", "),
         other => other.to_string(),
     })
-}
-
-fn exchange(
-    connection: &mut Option<BufReader<UnixStream>>,
-    socket: &Path,
-    command: &Command,
-) -> Result<Value, String> {
-    let gone = |_| "the lab does not answer; it has ended or is ending".to_owned();
-    let reader = match connection {
-        Some(reader) => reader,
-        None => {
-            let stream = UnixStream::connect(socket).map_err(gone)?;
-            connection.insert(BufReader::new(stream))
-        }
-    };
-    let mut line = serde_json::to_string(command).map_err(|error| error.to_string())?;
-    line.push('\n');
-    let mut answer = String::new();
-    let exchanged = reader
-        .get_mut()
-        .write_all(line.as_bytes())
-        .and_then(|()| reader.read_line(&mut answer));
-    if let Err(error) = exchanged {
-        *connection = None;
-        return Err(gone(error));
-    }
-    match serde_json::from_str(&answer) {
-        Ok(Response::Ok { value }) => Ok(value),
-        Ok(Response::Error { message }) => Err(message),
-        Err(_) => {
-            *connection = None;
-            Err("the lab ended before it answered".into())
-        }
-    }
 }

@@ -21,11 +21,10 @@ pub mod view;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
-use crossterm::event::{self, Event, KeyEventKind, MouseButton, MouseEventKind};
 use lab_protocol::Command;
 
 use app::{App, Effect, Input, Mode};
@@ -33,7 +32,7 @@ use config::Config;
 use lab_link::LabLink;
 use log::Log;
 use run_folder::Recordings;
-use terminal::{Screen, Wake};
+use terminal::Screen;
 
 /// Ten frames a second at most, and none when nothing has changed.
 const FRAME: Duration = Duration::from_millis(100);
@@ -58,46 +57,55 @@ pub enum Left {
     Down,
 }
 
-/// Shows a run until its user leaves, or `stop` is set. A lab that runs is shown live, a finished one is replayed.
+/// Shows a run until its user leaves, the terminal is gone, or `stop` is set. A lab that runs is shown live, a finished one
+/// is replayed.
 ///
 /// # Errors
 /// When the folder holds no run, the settings contradict each other, or the terminal refuses.
 pub fn run(options: &Options, stop: &AtomicBool) -> Result<Left> {
-    let (answers, incoming) = channel();
-    let mut shown = Shown::open(options, &options.folder, &answers)?;
+    let (inputs, incoming) = channel();
+    let mut shown = Shown::open(options, &options.folder, &inputs)?;
     let mut screen = Screen::take(options.config.mouse).context("cannot take over the terminal")?;
+    terminal::read_input(inputs.clone()).context("cannot start a thread")?;
+    let ended = show(options, &mut shown, &mut screen, &inputs, &incoming, stop);
+    // Drawing fails, too, when nobody is there to see it.
+    if ended.is_err() && terminal::is_gone()? {
+        return Ok(Left::Up);
+    }
+    ended
+}
+
+fn show(
+    options: &Options,
+    shown: &mut Shown,
+    screen: &mut Screen,
+    inputs: &Sender<Input>,
+    incoming: &Receiver<Input>,
+    stop: &AtomicBool,
+) -> Result<Left> {
     let began = Instant::now();
+    let now = || u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
     let mut dirty = true;
     let mut drawn = Instant::now() - FRAME;
-    while !stop.load(Ordering::Relaxed) {
-        let now = || u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    while !stop.load(Ordering::Relaxed) && !terminal::is_gone()? {
         if dirty && drawn.elapsed() >= FRAME {
-            draw(&mut screen, &mut shown.app)?;
+            draw(screen, &mut shown.app)?;
             drawn = Instant::now();
             dirty = false;
         }
-        let mut effects = Vec::new();
         let patience = if dirty {
             FRAME.saturating_sub(drawn.elapsed())
         } else {
             FRAME
         };
-        if terminal::wait(patience).context("cannot wait for keys")? == Wake::Gone {
-            // Nobody can see or say anything any more.
-            return Ok(Left::Up);
-        }
-        while event::poll(Duration::ZERO).context("cannot wait for keys")? {
-            if let Some(input) = input(event::read().context("cannot read keys")?) {
-                effects.extend(shown.app.update(input, now()));
-                // A key is answered at once, not at the next frame.
-                draw(&mut screen, &mut shown.app)?;
-                drawn = Instant::now();
-            }
+        let mut effects = Vec::new();
+        let mut typed = false;
+        let mut next = incoming.recv_timeout(patience).ok();
+        while let Some(input) = next {
+            typed |= !matches!(input, Input::Answer { .. });
+            effects.extend(shown.app.update(input, now()));
             dirty = true;
-        }
-        for answer in incoming.try_iter() {
-            effects.extend(shown.app.update(answer, now()));
-            dirty = true;
+            next = incoming.try_recv().ok();
         }
         dirty |= shown.follow(now())?;
         for effect in effects {
@@ -105,9 +113,15 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Left> {
             match effect {
                 Effect::Send(command) => shown.send(command),
                 Effect::ListRuns => list_runs(&options.runs, &mut shown.app, now()),
-                Effect::Open(folder) => shown = shown.switch_to(options, &folder, &answers, now()),
+                Effect::Open(folder) => shown.switch_to(options, &folder, inputs, now()),
                 Effect::Leave { down } => return Ok(shown.leave(down)),
             }
+        }
+        if typed {
+            // Answered at once, not at the next frame.
+            draw(screen, &mut shown.app)?;
+            drawn = Instant::now();
+            dirty = false;
         }
     }
     Ok(Left::Up)
@@ -119,24 +133,6 @@ fn draw(screen: &mut Screen, app: &mut App) -> Result<()> {
         .draw(|frame| view::draw(app, frame))
         .context("cannot draw")?;
     Ok(())
-}
-
-fn input(event: Event) -> Option<Input> {
-    match event {
-        Event::Key(key) if key.kind != KeyEventKind::Release => Some(Input::Key(key)),
-        Event::Mouse(mouse) => match mouse.kind {
-            MouseEventKind::Down(MouseButton::Left) => Some(Input::Click {
-                x: mouse.column,
-                y: mouse.row,
-            }),
-            MouseEventKind::ScrollDown => Some(Input::Scroll(3)),
-            MouseEventKind::ScrollUp => Some(Input::Scroll(-3)),
-            _ => None,
-        },
-        // The next frame has the new size.
-        Event::Resize(..) => Some(Input::Tick),
-        _ => None,
-    }
 }
 
 /// Where a replay begins: just before the first thing that was done to the lab, or at its end.
@@ -236,25 +232,22 @@ impl Shown {
         }
     }
 
+    /// Shows another run, or says why it cannot.
     fn switch_to(
-        self,
+        &mut self,
         options: &Options,
         folder: &Path,
         answers: &Sender<Input>,
         now_ns: u64,
-    ) -> Self {
+    ) {
         match Self::open(options, folder, answers) {
             Ok(mut other) => {
                 if let Mode::Live { ahead_ns } = &mut other.app.mode {
                     *ahead_ns -= i128::from(now_ns);
                 }
-                other
+                *self = other;
             }
-            Err(error) => {
-                let mut same = self;
-                same.app.say(app::Level::Failed, format!("{error:#}"));
-                same
-            }
+            Err(error) => self.app.say(app::Level::Failed, format!("{error:#}")),
         }
     }
 

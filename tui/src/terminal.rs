@@ -1,11 +1,15 @@
-//! The terminal, taken over and always given back: by dropping, and by a panic's hook before its message is printed.
+//! The terminal: taken over and always given back, by dropping and by a panic's hook before its message is printed; what is
+//! typed; and whether it is still there.
 
 use std::io::{self, Stdout, Write};
+use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::mpsc::Sender;
 
 use crossterm::cursor::Show;
-use crossterm::event::{DisableMouseCapture, EnableMouseCapture};
+use crossterm::event::{
+    self, DisableMouseCapture, EnableMouseCapture, Event, KeyEventKind, MouseButton, MouseEventKind,
+};
 use crossterm::execute;
 use crossterm::terminal::{
     EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
@@ -14,30 +18,57 @@ use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// Why waiting for the terminal ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wake {
-    /// There may be input, or the time is over.
-    Look,
-    /// The terminal is gone.
-    Gone,
+use crate::app::Input;
+
+/// Reads keys, the mouse and changes of size from now on, in a thread of its own. Who draws never calls crossterm for input:
+/// when the terminal hangs up while crossterm reads, it reads its end again and again and never returns.
+///
+/// # Errors
+/// When no thread can be started.
+pub fn read_input(inputs: Sender<Input>) -> io::Result<()> {
+    std::thread::Builder::new()
+        .name("keys".into())
+        .spawn(move || {
+            while let Ok(event) = event::read() {
+                let Some(input) = input(event) else { continue };
+                if inputs.send(input).is_err() {
+                    return;
+                }
+            }
+        })?;
+    Ok(())
 }
 
-/// Waits until there is input, but no longer than `patience`. Not left to `crossterm::event::poll`: that never returns from
-/// a terminal that hangs up meanwhile, but reads its end again and again.
+fn input(event: Event) -> Option<Input> {
+    match event {
+        Event::Key(key) if key.kind != KeyEventKind::Release => Some(Input::Key(key)),
+        Event::Mouse(mouse) => match mouse.kind {
+            MouseEventKind::Down(MouseButton::Left) => Some(Input::Click {
+                x: mouse.column,
+                y: mouse.row,
+            }),
+            MouseEventKind::ScrollDown => Some(Input::Scroll(3)),
+            MouseEventKind::ScrollUp => Some(Input::Scroll(-3)),
+            _ => None,
+        },
+        // The next frame has the new size.
+        Event::Resize(..) => Some(Input::Tick),
+        _ => None,
+    }
+}
+
+/// Whether nobody can see the terminal any more: it has hung up.
 ///
 /// # Errors
 /// When the system refuses.
-pub fn wait(patience: Duration) -> io::Result<Wake> {
-    let stdin = io::stdin();
-    let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
-    let patience = Timespec::try_from(patience).map_err(io::Error::other)?;
-    match poll(&mut fds, Some(&patience)) {
-        // A signal: a resize, or one that ends us.
-        Err(rustix::io::Errno::INTR) => Ok(Wake::Look),
+pub fn is_gone() -> io::Result<bool> {
+    let stdout = io::stdout();
+    // Hanging up is told in any case.
+    let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
+    match poll(&mut fds, Some(&Timespec::default())) {
+        Err(rustix::io::Errno::INTR) => Ok(false),
         Err(error) => Err(error.into()),
-        Ok(_) if fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) => Ok(Wake::Gone),
-        Ok(_) => Ok(Wake::Look),
+        Ok(_) => Ok(fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)),
     }
 }
 
@@ -46,8 +77,8 @@ static TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// A terminal that is ours while this lives.
 pub struct Screen {
-    /// Draws.
-    pub terminal: Terminal<CrosstermBackend<Stdout>>,
+    /// Draws. Never dropped: it would show the cursor, as we do, and panic over a terminal that is gone.
+    pub terminal: ManuallyDrop<Terminal<CrosstermBackend<Stdout>>>,
 }
 
 impl Screen {
@@ -68,7 +99,9 @@ impl Screen {
             execute!(io::stdout(), EnableMouseCapture)?;
         }
         let terminal = Terminal::new(CrosstermBackend::new(io::stdout()))?;
-        Ok(Self { terminal })
+        Ok(Self {
+            terminal: ManuallyDrop::new(terminal),
+        })
     }
 }
 

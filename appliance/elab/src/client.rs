@@ -1,11 +1,10 @@
-//! The other side of `lab.sock`: tells a running lab what to do.
+//! Finds a running lab by its name and tells it what to do.
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
-use lab_protocol::{Command, Response};
+use anyhow::{Context, Result, bail};
+use lab_protocol::connection::SOCKET;
+use lab_protocol::{Command, Connection};
 use serde_json::Value;
 
 use crate::run_folder;
@@ -14,7 +13,7 @@ use crate::run_folder;
 #[derive(Debug)]
 pub struct Client {
     folder: PathBuf,
-    reader: BufReader<UnixStream>,
+    connection: Connection,
 }
 
 impl Client {
@@ -30,17 +29,13 @@ impl Client {
                 others(base)
             );
         }
-        let socket = folder.join("lab.sock");
-        let stream = UnixStream::connect(&socket).with_context(|| {
+        let connection = Connection::open(&folder).with_context(|| {
             format!(
                 "lab \"{name}\" is starting or ending: {} does not answer",
-                socket.display()
+                folder.join(SOCKET).display()
             )
         })?;
-        Ok(Self {
-            folder,
-            reader: BufReader::new(stream),
-        })
+        Ok(Self { folder, connection })
     }
 
     /// The lab's run folder.
@@ -54,21 +49,7 @@ impl Client {
     /// # Errors
     /// What the lab says, or that it ended meanwhile.
     pub fn execute(&mut self, command: &Command) -> Result<Value> {
-        let mut line = serde_json::to_string(command).context("cannot write the command down")?;
-        line.push('\n');
-        self.reader
-            .get_mut()
-            .write_all(line.as_bytes())
-            .context("the lab has ended")?;
-        line.clear();
-        self.reader
-            .read_line(&mut line)
-            .context("the lab has ended")?;
-        match serde_json::from_str(&line) {
-            Ok(Response::Ok { value }) => Ok(value),
-            Ok(Response::Error { message }) => Err(anyhow!(message)),
-            Err(_) => bail!("the lab ended before it answered"),
-        }
+        Ok(self.connection.execute(command)?)
     }
 }
 

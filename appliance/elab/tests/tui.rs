@@ -4,27 +4,28 @@ mod stand_in;
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use elab::lab::Lab;
 use lab_protocol::Command as LabCommand;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use stand_in::{PATIENCE, Sleeper, config, eventually, power_on, processes, runs};
 
-/// A program in a terminal.
+/// A program in a terminal. What it prints is read when it is waited for, in this thread: nobody else holds our side open.
 struct Terminal {
     child: Child,
-    ours: File,
-    theirs: OwnedFd,
-    output: Receiver<Vec<u8>>,
+    ours: Option<PtyMaster>,
+    theirs: File,
     screen: vt100::Parser,
     raw: Vec<u8>,
 }
@@ -40,11 +41,18 @@ fn size(rows: u16, columns: u16) -> Winsize {
 
 impl Terminal {
     fn start(folder: &Path, arguments: &[&str]) -> Self {
-        let pty = nix::pty::openpty(None, None).unwrap();
         // A program that held our side as well would never see it close.
-        fcntl(&pty.master, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
-        tcsetwinsize(&pty.slave, size(30, 100)).unwrap();
-        let stdio = || Stdio::from(pty.slave.try_clone().unwrap());
+        let ours = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+        grantpt(&ours).unwrap();
+        unlockpt(&ours).unwrap();
+        let theirs = File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlag::O_NOCTTY.bits())
+            .open(ptsname_r(&ours).unwrap())
+            .unwrap();
+        tcsetwinsize(&theirs, size(30, 100)).unwrap();
+        let stdio = || Stdio::from(theirs.try_clone().unwrap());
         let child = Command::new(env!("CARGO_BIN_EXE_elab"))
             .arg("tui")
             .args(arguments)
@@ -56,29 +64,40 @@ impl Terminal {
             .stderr(stdio())
             .spawn()
             .unwrap();
-        let ours = File::from(pty.master);
-        let mut reader = ours.try_clone().unwrap();
-        let (sender, output) = channel();
-        std::thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(count) = reader.read(&mut bytes) {
-                if count == 0 || sender.send(bytes[..count].to_vec()).is_err() {
-                    break;
-                }
-            }
-        });
         Self {
             child,
-            ours,
-            theirs: pty.slave,
-            output,
+            ours: Some(ours),
+            theirs,
             screen: vt100::Parser::new(30, 100, 0),
             raw: Vec::new(),
         }
     }
 
+    fn ours(&mut self) -> &mut PtyMaster {
+        self.ours.as_mut().expect("it has not hung up")
+    }
+
+    fn hang_up(&mut self) {
+        self.ours = None;
+    }
+
+    /// Takes what the program has printed, if it prints anything in time.
+    fn read(&mut self, patience: Duration) -> bool {
+        let ours = self.ours();
+        let mut fds = [PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
+        let patience = PollTimeout::try_from(patience).unwrap();
+        if poll(&mut fds, patience).unwrap() == 0 {
+            return false;
+        }
+        let mut bytes = [0; 4096];
+        let count = ours.read(&mut bytes).unwrap();
+        self.screen.process(&bytes[..count]);
+        self.raw.extend(&bytes[..count]);
+        true
+    }
+
     fn type_keys(&mut self, keys: &str) {
-        self.ours.write_all(keys.as_bytes()).unwrap();
+        self.ours().write_all(keys.as_bytes()).unwrap();
     }
 
     fn resize(&mut self, rows: u16, columns: u16) {
@@ -97,35 +116,28 @@ impl Terminal {
         let deadline = Instant::now() + PATIENCE;
         while !self.screen.screen().contents().contains(text) {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.output.recv_timeout(left) {
-                Ok(bytes) => {
-                    self.screen.process(&bytes);
-                    self.raw.extend(bytes);
-                }
-                Err(_) => panic!(
-                    "{text:?} is not on the screen:\n{}",
-                    self.screen.screen().contents()
-                ),
-            }
+            assert!(
+                self.read(left),
+                "{text:?} is not on the screen:\n{}",
+                self.screen.screen().contents()
+            );
         }
     }
 
     /// Waits for the program's end and looks whether the terminal is as it was.
-    fn end(mut self) -> i32 {
+    fn end(&mut self) -> i32 {
         let mut status = None;
         eventually("the program ends", || {
+            self.read(Duration::ZERO);
             status = self.child.try_wait().unwrap();
             status.is_some()
         });
+        while self.read(Duration::ZERO) {}
         let modes = tcgetattr(&self.theirs).unwrap().local_modes;
         assert!(
             modes.contains(LocalModes::ICANON | LocalModes::ECHO),
             "the terminal is cooked again"
         );
-        drop(self.theirs);
-        for bytes in self.output.iter() {
-            self.raw.extend(bytes);
-        }
         let position = |wanted: &[u8]| {
             self.raw
                 .windows(wanted.len())
@@ -141,6 +153,14 @@ impl Terminal {
             "the cursor is there again"
         );
         status.unwrap().code().unwrap_or(-1)
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // A test that failed leaves nothing running. What has ended needs nothing.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -192,8 +212,8 @@ fn a_running_lab_is_seen_and_acted_on() {
     lab.stop("the test is over").unwrap();
 }
 
-#[test]
-fn a_terminal_that_hangs_up_ends_it() {
+/// Types keys and hangs up at once.
+fn hang_up_after(keys: &str) {
     let folder = tempfile::tempdir().unwrap();
     let base = folder.path().join(".elab/run");
     std::fs::create_dir_all(&base).unwrap();
@@ -201,19 +221,24 @@ fn a_terminal_that_hangs_up_ends_it() {
     lab.stop("the test is over").unwrap();
     let mut terminal = Terminal::start(folder.path(), &["--replay", "test"]);
     terminal.expect("REPLAY");
-    let Terminal {
-        mut child,
-        mut ours,
-        theirs,
-        output,
-        ..
-    } = terminal;
-    // Our side is held by the thread that reads, too; it ends when nobody wants what the key makes the program draw.
-    drop((theirs, output));
-    ours.write_all(b"2").unwrap();
-    drop(ours);
-    let ended = || child.try_wait().unwrap().is_some();
-    eventually("the program ends with its terminal", ended);
+    terminal.type_keys(keys);
+    terminal.hang_up();
+    let mut status = None;
+    eventually("the program ends with its terminal", || {
+        status = terminal.child.try_wait().unwrap();
+        status.is_some()
+    });
+    assert!(status.unwrap().success(), "{status:?}");
+}
+
+#[test]
+fn a_terminal_that_hangs_up_ends_it() {
+    hang_up_after("");
+}
+
+#[test]
+fn a_terminal_that_hangs_up_amid_keys_ends_it() {
+    hang_up_after(&"1234567".repeat(100));
 }
 
 #[test]

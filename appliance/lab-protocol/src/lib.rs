@@ -9,9 +9,11 @@
 #![forbid(unsafe_code)]
 
 pub mod command;
+pub mod connection;
 pub mod event;
 
 pub use command::{Command, LinkFault, Response};
+pub use connection::{Connection, ExecuteError};
 pub use event::{Event, Phase, PoolMark, ProbeKind, Record, Role};
 
 /// Version of the records and commands here; a reader refuses a higher one.
