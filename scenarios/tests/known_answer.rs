@@ -317,7 +317,7 @@ fn a_fault_is_no_baseline() {
 
 #[test]
 fn a_stall_that_nothing_explains_is_unattributed() {
-    for stall in [50, 200, 1000] {
+    for stall in [10, 50, 200, 1000] {
         let run = Run::of(&run(&[stall * MS], Place::Network), &Limits::default());
         let one = &run.report.migrations[0];
         assert!((one.udp_gap_ms.unwrap() - stall as f64).abs() <= 1.5);
@@ -334,9 +334,12 @@ fn a_stall_that_nothing_explains_is_unattributed() {
 
 #[test]
 fn a_late_probe_voids_its_figure() {
-    let run = Run::of(&run(&[200 * MS], Place::Probe), &Limits::default());
-    assert!(!run.report.migrations[0].valid);
-    assert_eq!(run.report.figure(figure::UDP_GAP), None);
+    for stall in [10, 50, 200, 1000] {
+        let run = Run::of(&run(&[stall * MS], Place::Probe), &Limits::default());
+        assert_eq!(run.report.migrations[0].probe_late_ms, stall as f64);
+        assert!(!run.report.migrations[0].valid);
+        assert_eq!(run.report.figure(figure::UDP_GAP), None);
+    }
 }
 
 #[test]

@@ -7,7 +7,8 @@ use lab_protocol::Command;
 
 use super::{Engine, Input, Lab, sessions};
 use crate::scenario::file::{
-    GuestFaultKind, HostFaultKind, Link, Migrate, OTHER, Outcome, Scenario, Step, StorageFaultKind,
+    GuestFault, GuestFaultKind, HostFaultKind, Link, Migrate, OTHER, Outcome, Scenario, Step,
+    StorageFaultKind,
 };
 
 /// Between two attempts to reach a guest that starts.
@@ -109,7 +110,7 @@ impl Action {
             };
         }
         if let Some(fault) = &step.guest {
-            return self.guest(fault.guest.get_ref(), fault.fault);
+            return self.guest(fault);
         }
         if let Some(run) = &step.run {
             let said = sessions::output(&*self.lab, run.guest.get_ref(), &run.command)?;
@@ -195,9 +196,10 @@ impl Action {
         Ok(String::new())
     }
 
-    fn guest(&self, guest: &str, fault: GuestFaultKind) -> Result<String, String> {
+    fn guest(&self, fault: &GuestFault) -> Result<String, String> {
+        let guest = fault.guest.get_ref().as_str();
         let vm = guest.to_owned();
-        match fault {
+        match fault.fault {
             GuestFaultKind::Kill => self.tell(&Command::VmDestroy { vm }),
             // Without the first the kernel would reboot after its panic, as the session guest is told to.
             GuestFaultKind::Hang => {
@@ -216,12 +218,10 @@ impl Action {
                 Ok(String::new())
             }
             GuestFaultKind::Start => {
-                let first = self.scenario.guests.get_ref().iter();
-                let host = first
-                    .filter(|one| one.name.get_ref() == guest)
-                    .map(|one| one.host.get_ref().clone())
-                    .next()
-                    .unwrap_or_default();
+                let mut guests = self.scenario.guests.get_ref().iter();
+                let first = guests.find(|one| one.name.get_ref() == guest);
+                let host = fault.host.as_ref().or(first.map(|one| &one.host));
+                let host = host.map_or_else(String::new, |host| host.get_ref().clone());
                 self.tell(&Command::VmStart { vm, host })?;
                 self.wait_until_reachable(guest)
             }

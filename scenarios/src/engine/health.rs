@@ -1,6 +1,7 @@
-//! Health checks: a TCP connection that must be accepted in time. A guest is healthy until so many checks in a row have failed,
-//! and again after the first that succeeds.
+//! Health checks: a TCP connection that must be accepted in time, or an echo that must come back. A guest is healthy until so many
+//! checks in a row have failed, and again after the first that succeeds.
 
+use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
@@ -10,8 +11,12 @@ use lab_protocol::Event;
 
 use super::{Lab, SOURCE};
 use crate::scenario::file::HealthCheck;
+use crate::session::Stream;
 
 const SSH_PORT: u16 = 22;
+/// RFC 862.
+const ECHO_PORT: u16 = 7;
+const WORD: &[u8; 4] = b"elab";
 
 /// A running health check; it ends when dropped.
 pub(super) struct Watch {
@@ -32,7 +37,7 @@ impl Watch {
                 let mut state = State::default();
                 loop {
                     let begun = Instant::now();
-                    let result = probe(&lab, &guest, check.timeout.0);
+                    let result = probe(&lab, &guest, &check);
                     if let Some((healthy, detail)) = state.after(result, check.failures) {
                         let vm = guest.clone();
                         lab.record(
@@ -70,21 +75,52 @@ impl Drop for Watch {
 }
 
 /// One check. The lab's own patience may be longer, so the connection is opened on a thread that nobody waits for longer.
-fn probe(lab: &Arc<dyn Lab>, guest: &str, timeout: Duration) -> Result<(), String> {
+fn probe(lab: &Arc<dyn Lab>, guest: &str, check: &HealthCheck) -> Result<(), String> {
+    let (timeout, echoes) = (check.timeout.0, check.echo);
     let (answer, result) = mpsc::channel();
     let (lab, guest) = (Arc::clone(lab), guest.to_owned());
     std::thread::Builder::new()
         .name("health check".into())
         .spawn(move || {
-            let connected = lab.connect(&guest, SSH_PORT).map(drop);
+            let answered = if echoes {
+                lab.connect(&guest, ECHO_PORT)
+                    .and_then(|stream| echo(&stream, timeout))
+            } else {
+                lab.connect(&guest, SSH_PORT).map(drop)
+            };
             // Whoever asked may have given up.
-            let _ = answer.send(connected);
+            let _ = answer.send(answered);
         })
         .map_err(|error| error.to_string())?;
     match result.recv_timeout(timeout) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!("no answer within {timeout:?}")),
+    }
+}
+
+/// Says a word and waits until it comes back.
+fn echo(stream: &Stream, timeout: Duration) -> io::Result<()> {
+    let mut heard = [0; WORD.len()];
+    match stream {
+        Stream::Unix(stream) => {
+            stream.set_read_timeout(Some(timeout))?;
+            (&*stream).write_all(WORD)?;
+            (&*stream).read_exact(&mut heard)?;
+        }
+        Stream::Tcp(stream) => {
+            stream.set_read_timeout(Some(timeout))?;
+            (&*stream).write_all(WORD)?;
+            (&*stream).read_exact(&mut heard)?;
+        }
+    }
+    if heard == *WORD {
+        Ok(())
+    } else {
+        Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "what came back is not what was said",
+        ))
     }
 }
 
@@ -115,7 +151,21 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::State;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_in_which_nobody_answers_is_no_sign_of_health() {
+        let soon = Duration::from_millis(10);
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let ours = Stream::Unix(ours);
+        assert!(echo(&ours, soon).is_err(), "a kernel alone");
+        theirs.write_all(WORD).unwrap();
+        assert!(echo(&ours, soon).is_ok());
+        theirs.write_all(b"else").unwrap();
+        assert!(echo(&ours, soon).is_err());
+    }
 
     #[test]
     fn a_guest_is_unhealthy_after_so_many_failures_and_healthy_after_one_success() {

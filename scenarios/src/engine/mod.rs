@@ -57,7 +57,7 @@ pub trait Lab: Send + Sync {
     /// Starts a probe of a guest; its samples go to the event log. The number stops it.
     ///
     /// # Errors
-    /// When the lab has ended.
+    /// When the guest does not take the probe's connection, or the lab has ended.
     fn start_probe(&self, guest: &str, kind: ProbeKind, interval: Duration) -> io::Result<u64>;
     /// Stops a probe: what it has measured is in the log when this returns.
     ///
@@ -336,6 +336,15 @@ impl Engine {
                 if let Some(ask) = self.drive.at_break.as_mut().filter(|_| stop) {
                     ask(&record);
                 }
+                if let Event::MigrationEnded {
+                    vm,
+                    migration,
+                    error,
+                } = &record.event
+                {
+                    let words = self.migration_words(record.t_ns, vm, *migration, error);
+                    (self.drive.progress)(&words);
+                }
                 self.records.push(record);
             }
             Input::Done { step, result } => {
@@ -352,6 +361,26 @@ impl Engine {
                 self.results[step] = Some(result);
             }
             Input::Interrupted => self.interrupted = true,
+        }
+    }
+
+    /// What became of a migration that ended at `t_ns`.
+    fn migration_words(&self, t_ns: u64, vm: &str, number: u32, error: &str) -> String {
+        let requested = self
+            .records
+            .iter()
+            .rev()
+            .find_map(|record| match &record.event {
+                Event::MigrationRequested { migration, to, .. } if *migration == number => {
+                    Some((to.as_str(), t_ns.saturating_sub(record.t_ns) as f64 / 1e9))
+                }
+                _ => None,
+            });
+        match (requested, error) {
+            (Some((to, seconds)), "") => {
+                format!("migration {number}: {vm} is on {to}, {seconds:.2} s")
+            }
+            _ => format!("migration {number} of {vm}: {error}"),
         }
     }
 

@@ -7,9 +7,10 @@ use toml::Spanned;
 use super::diagnostic::{Diagnostic, suggest};
 use super::figure;
 use super::file::{
-    Expect, GuestFault, HostFault, HostFaultKind, Link, OTHER, Pattern, Scenario, Step,
-    StorageFault, StorageFaultKind,
+    Expect, GuestFault, GuestFaultKind, HostFault, HostFaultKind, Link, OTHER, Pattern, Scenario,
+    Step, StorageFault, StorageFaultKind,
 };
+use super::place::Places;
 
 /// Networks of a lab.
 pub const NETWORKS: [&str; 3] = ["mgmt", "storage", "session"];
@@ -46,9 +47,10 @@ const MAX_GUESTS: usize = 16;
 const HYPERVISOR_MIB: u64 = 64;
 const MIB: u64 = 1 << 20;
 
-pub(super) fn check(scenario: &Scenario) -> Vec<Diagnostic> {
+pub(super) fn check(scenario: &Scenario, text: &str) -> Vec<Diagnostic> {
     let mut checker = Checker {
         scenario,
+        places: Places::of(text),
         found: Vec::new(),
     };
     checker.whole();
@@ -69,6 +71,7 @@ pub(super) fn check(scenario: &Scenario) -> Vec<Diagnostic> {
 
 struct Checker<'a> {
     scenario: &'a Scenario,
+    places: Places<'a>,
     found: Vec<Diagnostic>,
 }
 
@@ -98,7 +101,8 @@ impl Checker<'_> {
             self.say(scenario.why.span(), "say why this scenario exists");
         }
         if !(1..=1000).contains(&scenario.repetitions) {
-            self.say(0..0, "repetitions must be 1 to 1000");
+            let place = self.places.find(&["repetitions"]);
+            self.say(place, "repetitions must be 1 to 1000");
         }
         let pool = &scenario.pool;
         if !(1..=MAX_HOSTS).contains(pool.hosts.get_ref()) {
@@ -162,8 +166,14 @@ impl Checker<'_> {
         for host in self.hosts() {
             let wanted = on_one(&host);
             if wanted + HYPERVISOR_MIB > memory {
+                // A pool that says nothing has the default: then the last of the guests is one too many.
+                let last = guests.iter().rfind(|guest| *guest.host.get_ref() == host);
+                let place = match (scenario.pool.memory.span(), last) {
+                    (span, Some(guest)) if span.is_empty() => guest.name.span(),
+                    (span, _) => span,
+                };
                 self.say(
-                    scenario.pool.memory.span(),
+                    place,
                     format!(
                         "{host} has {memory} MiB, but its guests need {wanted} MiB and the hypervisor {HYPERVISOR_MIB} MiB"
                     ),
@@ -206,28 +216,29 @@ impl Checker<'_> {
     }
 
     fn step(&mut self, index: usize, step: &Step) {
-        let span = self.scenario.steps.span();
-        let number = index + 1;
+        let number = (index + 1).to_string();
+        let at = |path: &[&'static str]| [&["steps", number.as_str()], path].concat();
         let name = step.name.as_ref().map_or_else(
             || format!("step {number}"),
             |name| format!("step {number} ({name})"),
         );
         let actions = actions_of(step);
         if actions.len() != 1 {
-            let what = if actions.is_empty() {
-                "has no action".to_owned()
+            let (what, place) = if actions.is_empty() {
+                ("has no action".to_owned(), self.places.find(&at(&[])))
             } else {
-                format!("has {} actions: {}", actions.len(), actions.join(", "))
+                let paths: Vec<_> = actions.iter().map(|action| at(&[action])).collect();
+                let what = format!("has {} actions: {}", actions.len(), actions.join(", "));
+                (what, self.places.last(&paths))
             };
             let known = "a step has one of wait, migrate, cancel, evacuate, link, heal, host, storage, guest, run, mark";
-            self.found.push(
-                Diagnostic::new(span.start..span.start, format!("{name} {what}"))
-                    .help(Some(known.into())),
-            );
+            self.found
+                .push(Diagnostic::new(place, format!("{name} {what}")).help(Some(known.into())));
         }
         if step.after.is_some() && step.when.is_some() {
+            let place = self.places.last(&[at(&["after"]), at(&["when"])]);
             let message = format!("{name} has both `after` and `when`: one of them decides");
-            self.say(span.start..span.start, message);
+            self.say(place, message);
         }
         if let Some(pattern) = &step.when {
             self.pattern(pattern);
@@ -258,20 +269,29 @@ impl Checker<'_> {
         if let Some(HostFault { host, fault, lasts }) = &step.host {
             self.host(host);
             if lasts.is_some() && *fault != HostFaultKind::Freeze {
-                self.say(host.span(), "only a freeze can have `for`");
+                let place = self.places.find(&at(&["host", "for"]));
+                self.say(place, "only a freeze can have `for`");
             }
         }
         if let Some(StorageFault { fault, lasts }) = &step.storage
             && lasts.is_some()
             && !matches!(fault, StorageFaultKind::Pause | StorageFaultKind::Kill)
         {
+            let place = self.places.find(&at(&["storage", "for"]));
             self.say(
-                span.start..span.start,
+                place,
                 format!("{name}: only a pause or a kill of the storage server can have `for`"),
             );
         }
-        if let Some(GuestFault { guest, .. }) = &step.guest {
+        if let Some(GuestFault { guest, fault, host }) = &step.guest {
             self.guest(guest);
+            if let Some(host) = host {
+                self.host(host);
+                if *fault != GuestFaultKind::Start {
+                    let place = self.places.find(&at(&["guest", "host"]));
+                    self.say(place, "only a start can have `host`");
+                }
+            }
         }
         if let Some(run) = &step.run {
             self.guest(&run.guest);

@@ -200,7 +200,7 @@ pub struct Session {
     /// What asks the guest for answers meanwhile; for the first guest only.
     #[serde(default)]
     pub probes: Probes,
-    /// A health check of its SSH port.
+    /// A health check of its SSH server.
     #[serde(default)]
     pub health: Option<HealthCheck>,
     /// So long the typist waits for an echo before the session counts as lost.
@@ -243,6 +243,10 @@ pub struct HealthCheck {
     pub timeout: Time,
     /// So many failures in a row make the guest unhealthy.
     pub failures: u32,
+    /// Its echo service must answer instead. A kernel accepts connections even after its panic, and an SSH server holds
+    /// connections that are given up against whoever makes them.
+    #[serde(default)]
+    pub echo: bool,
 }
 
 /// A step. It has one action; the trigger decides when.
@@ -515,6 +519,9 @@ pub struct GuestFault {
     pub guest: Spanned<String>,
     /// What.
     pub fault: GuestFaultKind,
+    /// `start` happens here instead of on its first host.
+    #[schemars(with = "Option<String>")]
+    pub host: Option<Spanned<String>>,
 }
 
 /// What can happen to a guest.
@@ -529,7 +536,7 @@ pub enum GuestFaultKind {
     Reboot,
     /// It powers itself off.
     PowerOff,
-    /// It is started again, on its first host, and waited for.
+    /// It is started again, on its first host unless told, and waited for.
     Start,
 }
 

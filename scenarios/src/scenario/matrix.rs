@@ -8,17 +8,40 @@ pub type Combination = Vec<(String, Value)>;
 /// More combinations than this are a mistake.
 const MAX: usize = 256;
 
+/// A value that does not fit into the file.
+#[derive(Debug)]
+pub(super) struct Misfit {
+    /// The path of the matrix that is wrong, where it is one.
+    pub(super) path: Option<String>,
+    /// In words.
+    pub(super) words: String,
+}
+
+impl Misfit {
+    fn at(path: &str, what: &str) -> Self {
+        Self {
+            path: Some(path.to_owned()),
+            words: format!("\"{path}\" {what}"),
+        }
+    }
+
+    /// What is wrong with the file that comes of it.
+    pub(super) fn of_all(words: String) -> Self {
+        Self { path: None, words }
+    }
+}
+
 /// All combinations of a matrix; one empty one for none.
 ///
 /// # Errors
-/// In words, when there are too many, or an entry has no values.
+/// In words, with the path at which it is wrong: there are too many, or an entry has no values.
 pub(super) fn combinations(
     matrix: &std::collections::BTreeMap<String, Vec<Value>>,
-) -> Result<Vec<Combination>, String> {
+) -> Result<Vec<Combination>, Misfit> {
     let mut all: Vec<Combination> = vec![Vec::new()];
     for (path, values) in matrix {
         if values.is_empty() {
-            return Err(format!("matrix: \"{path}\" has no values"));
+            return Err(Misfit::at(path, "has no values"));
         }
         all = all
             .into_iter()
@@ -31,7 +54,10 @@ pub(super) fn combinations(
             })
             .collect();
         if all.len() > MAX {
-            return Err(format!("matrix: more than {MAX} combinations"));
+            return Err(Misfit::at(
+                path,
+                &format!("makes more than {MAX} combinations"),
+            ));
         }
     }
     Ok(all)
@@ -40,14 +66,17 @@ pub(super) fn combinations(
 /// Puts a value at a path of a file.
 ///
 /// # Errors
-/// In words, when there is no such place.
-pub(super) fn put(table: &mut Table, path: &str, value: Value) -> Result<(), String> {
-    let missing = |at: &str| format!("matrix: \"{path}\" leads nowhere: there is no \"{at}\"");
+/// When there is no such place.
+pub(super) fn put(table: &mut Table, path: &str, value: Value) -> Result<(), Misfit> {
+    let missing = |at: &str| Misfit::at(path, &format!("leads nowhere: there is no \"{at}\""));
     let (parents, last) = path.rsplit_once('.').unwrap_or(("", path));
     let mut place = table;
     let mut parts = parents.split('.').filter(|part| !part.is_empty());
     while let Some(part) = parts.next() {
-        let next = place.get_mut(part).ok_or_else(|| missing(part))?;
+        // A table that the file leaves out is made: whether there may be one, the file's reader says.
+        let next = place
+            .entry(part)
+            .or_insert_with(|| Value::Table(Table::new()));
         place = match next {
             Value::Table(table) => table,
             Value::Array(list) => {
@@ -123,7 +152,9 @@ mod tests {
         assert_eq!(table["pool"]["hosts"].as_integer(), Some(3));
         assert_eq!(table["steps"][0]["link"]["loss"].as_float(), Some(0.5));
         assert_eq!(table["steps"][1]["wait"].as_str(), Some("2s"));
-        for nowhere in ["pol.hosts", "steps.3.wait", "steps.wait", "pool.hosts.more"] {
+        put(&mut table, "storage.link.loss", Value::Float(0.5)).unwrap();
+        assert_eq!(table["storage"]["link"]["loss"].as_float(), Some(0.5));
+        for nowhere in ["steps.3.wait", "steps.wait", "pool.hosts.more"] {
             assert!(
                 put(&mut table, nowhere, Value::Integer(1)).is_err(),
                 "{nowhere}"

@@ -8,6 +8,7 @@ pub mod figure;
 pub mod file;
 pub mod library;
 mod matrix;
+mod place;
 pub mod units;
 
 use std::path::Path;
@@ -15,7 +16,9 @@ use std::path::Path;
 pub use check::{EVENTS, NETWORKS};
 pub use diagnostic::{Diagnostic, ScenarioError};
 pub use file::Scenario;
+use matrix::Misfit;
 pub use matrix::{Combination, words};
+use place::Places;
 
 /// Longest file: one that is longer is something else.
 const FILE_MAX: u64 = 1 << 20;
@@ -43,21 +46,27 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Variant>, ScenarioError> {
     };
     let scenario: Scenario =
         toml::from_str(text).map_err(|wrong| error(vec![diagnostic::from_toml(&wrong, text)]))?;
-    let diagnostics = check::check(&scenario);
+    let diagnostics = check::check(&scenario, text);
     if !diagnostics.is_empty() {
         return Err(error(diagnostics));
     }
-    let whole = |words: String| error(vec![Diagnostic::new(0..0, words)]);
-    let combinations = matrix::combinations(&scenario.matrix).map_err(whole)?;
+    let misfit = |wrong: Misfit, with: &str| {
+        let mut path = vec!["matrix"];
+        path.extend(wrong.path.as_deref());
+        let message = format!("{with}{}", wrong.words);
+        error(vec![Diagnostic::new(Places::of(text).find(&path), message)])
+    };
+    let combinations = matrix::combinations(&scenario.matrix).map_err(|wrong| misfit(wrong, ""))?;
     combinations
         .into_iter()
         .map(|combination| {
             let words = words(&combination);
-            let scenario = with(text, &combination).map_err(|wrong| {
-                error(vec![Diagnostic::new(
-                    0..0,
-                    format!("with {words}: {wrong}"),
-                )])
+            let scenario = with(text, &combination).map_err(|mut wrong| {
+                // Of several values nobody can say which one is at fault.
+                if let [(path, _)] = &combination[..] {
+                    wrong.path.get_or_insert_with(|| path.clone());
+                }
+                misfit(wrong, &format!("with {words}: "))
             })?;
             let settings = combination
                 .into_iter()
@@ -96,26 +105,25 @@ pub fn parse_with(file: &str, text: &str, settings: &[String]) -> Result<Scenari
             .unwrap_or_else(|| toml::Value::String(value.into()));
         combination.push((path.trim().to_owned(), value));
     }
-    with(text, &combination).map_err(error)
+    with(text, &combination).map_err(|wrong| error(wrong.words))
 }
 
-fn with(text: &str, combination: &Combination) -> Result<Scenario, String> {
+fn with(text: &str, combination: &Combination) -> Result<Scenario, Misfit> {
+    let reader = |wrong: toml::de::Error| Misfit::of_all(wrong.message().to_owned());
     if combination.is_empty() {
-        return toml::from_str(text).map_err(|wrong| wrong.message().to_owned());
+        return toml::from_str(text).map_err(reader);
     }
-    let mut table: toml::Table = text
-        .parse()
-        .map_err(|wrong: toml::de::Error| wrong.message().to_owned())?;
+    let mut table: toml::Table = text.parse().map_err(reader)?;
     table.remove("matrix");
     for (path, value) in combination {
         matrix::put(&mut table, path, value.clone())?;
     }
     // Written out again, so that places refer to a text that exists.
     let text = table.to_string();
-    let scenario: Scenario = toml::from_str(&text).map_err(|wrong| wrong.message().to_owned())?;
-    match check::check(&scenario).into_iter().next() {
+    let scenario: Scenario = toml::from_str(&text).map_err(reader)?;
+    match check::check(&scenario, &text).into_iter().next() {
         None => Ok(scenario),
-        Some(one) => Err(one.message),
+        Some(one) => Err(Misfit::of_all(one.message)),
     }
 }
 
