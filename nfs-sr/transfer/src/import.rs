@@ -12,9 +12,9 @@ use std::{
 };
 
 use formats::{
+    any,
     disk::{Nowhere, Sink},
-    vm::{Archive, Disk, Vm},
-    xva::Reader,
+    vm::{Disk, Vm},
 };
 use nfs_sr::sr::vdi;
 use vhd::Uuid;
@@ -22,7 +22,7 @@ use vhd::Uuid;
 use crate::{
     Error, at,
     progress::{Estimate, Watch},
-    record,
+    record::record,
     repository::NewVdi,
 };
 
@@ -34,6 +34,15 @@ pub enum Identity {
     New,
     /// Those of the archive, as of a backup.
     Same,
+}
+
+/// What the machine becomes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct As {
+    /// Whether it is a new one.
+    pub identity: Identity,
+    /// Its name; that of the archive if none is given.
+    pub name: Option<String>,
 }
 
 /// What an import would create.
@@ -83,7 +92,7 @@ fn read_all<S: Sink>(
         input: file,
         count: count.clone(),
     };
-    let mut reader = Reader::new(BufReader::with_capacity(formats::UNIT, input))?;
+    let mut reader = any::archive(BufReader::with_capacity(formats::UNIT, input))?;
     let mut sinks = prepare(reader.vm())?;
     let begun = Instant::now();
     let mut estimate = Estimate::new(length, 0);
@@ -104,12 +113,12 @@ fn read_all<S: Sink>(
 pub fn check(
     archive: &Path,
     repository: &Path,
-    identity: Identity,
+    becomes: &As,
     watch: &mut Watch<'_>,
 ) -> Result<Planned, Error> {
     let mut vm = Vm::default();
     let (_, data) = read_all(archive, watch, |described| {
-        vm = identified(described, identity)?;
+        vm = identified(described, becomes)?;
         free(repository, &vm)?;
         Ok(described.disks.iter().map(|_| Nowhere).collect())
     })?;
@@ -127,12 +136,12 @@ pub fn check(
 pub fn import(
     archive: &Path,
     repository: &Path,
-    identity: Identity,
+    becomes: &As,
     watch: &mut Watch<'_>,
 ) -> Result<Imported, Error> {
     let mut vm = Vm::default();
     let (disks, data) = read_all(archive, watch, |described| {
-        vm = identified(described, identity)?;
+        vm = identified(described, becomes)?;
         free(repository, &vm)?;
         let new = |disk: &Disk| {
             let uuid = uuid(&disk.uuid)?;
@@ -144,7 +153,7 @@ pub fn import(
         disk.publish()?;
     }
     // Last: a machine that is recorded has all of its disks.
-    record::add(repository, &vm)?;
+    record(repository, &vm)?;
     Ok(Imported { vm, data })
 }
 
@@ -154,9 +163,12 @@ fn uuid(text: &str) -> Result<Uuid, Error> {
 }
 
 /// The machine as it will be.
-fn identified(described: &Vm, identity: Identity) -> Result<Vm, Error> {
+fn identified(described: &Vm, becomes: &As) -> Result<Vm, Error> {
     let mut vm = described.clone();
-    match identity {
+    if let Some(name) = &becomes.name {
+        vm.name.clone_from(name);
+    }
+    match becomes.identity {
         Identity::New => {
             vm.uuid = vdi::new_uuid().to_string();
             for disk in &mut vm.disks {

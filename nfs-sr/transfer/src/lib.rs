@@ -21,8 +21,8 @@ mod record;
 mod repository;
 
 pub use export::{Export, Exported, Options};
-pub use import::{Identity, Imported, Planned, check, import};
-pub use record::{Found, find, machines};
+pub use import::{As, Identity, Imported, Planned, check, import};
+pub use record::{Found, find, machines, record, size};
 
 /// Why an export or an import failed.
 #[derive(Debug, thiserror::Error)]

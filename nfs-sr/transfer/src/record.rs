@@ -28,12 +28,24 @@ fn file_name(vm: &Vm) -> String {
     format!("{}.vm", vm.uuid)
 }
 
-/// Adds a machine, whose disks are there.
-pub(crate) fn add(repository: &Path, vm: &Vm) -> Result<(), Error> {
+/// Records a machine, whose disks are there.
+///
+/// # Errors
+/// When it is recorded already, or the record cannot be written.
+pub fn record(repository: &Path, vm: &Vm) -> Result<(), Error> {
     let text = serde_json::to_vec_pretty(vm).expect("plain data");
     let store = Unnamed::new(repository)?;
     at(repository, store.write("", 0, &text))?;
     store.publish(&file_name(vm))
+}
+
+/// Bytes of a disk.
+///
+/// # Errors
+/// When there is no such disk, or it is damaged.
+pub fn size(repository: &Path, uuid: &str) -> Result<u64, Error> {
+    let store = Directory::new(repository);
+    Ok(Image::open(&store, &format!("{uuid}.vhd"))?.size())
 }
 
 /// The machines of a repository, by name.

@@ -19,7 +19,7 @@ use nfs_sr::sr::{
     store::{Directory, Store},
     vdi,
 };
-use transfer::{Export, Identity, Options, check as dry_run, find, import, machines};
+use transfer::{As, Export, Identity, Options, check as dry_run, find, import, machines};
 use vhd::{DiskKind, Uuid};
 
 /// An export with one repository.
@@ -108,6 +108,14 @@ impl Pool {
     }
 }
 
+const NEW: As = As {
+    identity: Identity::New,
+    name: None,
+};
+const SAME: As = As {
+    identity: Identity::Same,
+    name: None,
+};
 const MIB: u64 = 1 << 20;
 
 #[test]
@@ -122,13 +130,13 @@ fn a_machine_moves_to_another_repository() {
     let exported = a.export("session", &target, options).expect("exported");
     assert_eq!(exported.resumed, 0);
     let before = b.names();
-    let planned = dry_run(&target, &b.repository, Identity::New, &mut |_| {}).expect("sound");
+    let planned = dry_run(&target, &b.repository, &NEW, &mut |_| {}).expect("sound");
     assert_eq!(
         (planned.vm.name.as_str(), planned.size, planned.data),
         ("session", 64 * MIB, 4 * MIB)
     );
     assert_eq!(b.names(), before, "a dry run writes nothing");
-    let new = import(&target, &b.repository, Identity::New, &mut |_| {})
+    let new = import(&target, &b.repository, &NEW, &mut |_| {})
         .expect("imported")
         .vm;
     assert!(
@@ -137,13 +145,12 @@ fn a_machine_moves_to_another_repository() {
             && new.nics[0].mac != vm.nics[0].mac
     );
     assert!(b.contents(&new.disks[0].uuid) == a.contents(&vm.disks[0].uuid));
-    let same = import(&target, &b.repository, Identity::Same, &mut |_| {})
+    let same = import(&target, &b.repository, &SAME, &mut |_| {})
         .expect("imported")
         .vm;
     assert_eq!(same, vm);
     assert!(b.contents(&vm.disks[0].uuid) == a.contents(&vm.disks[0].uuid));
-    let error =
-        import(&target, &b.repository, Identity::Same, &mut |_| {}).expect_err("there already");
+    let error = import(&target, &b.repository, &SAME, &mut |_| {}).expect_err("there already");
     assert!(
         error.to_string().contains("is in the repository already"),
         "{error}"
@@ -170,8 +177,8 @@ fn what_is_damaged_leaves_nothing() {
     fs::write(&target, bytes).expect("written");
     let before = b.names();
     for result in [
-        import(&target, &b.repository, Identity::New, &mut |_| {}).map(drop),
-        dry_run(&target, &b.repository, Identity::New, &mut |_| {}).map(drop),
+        import(&target, &b.repository, &NEW, &mut |_| {}).map(drop),
+        dry_run(&target, &b.repository, &NEW, &mut |_| {}).map(drop),
     ] {
         let error = result.expect_err("damaged").to_string();
         assert!(
@@ -226,10 +233,10 @@ fn child() {
             export.run(&mut |_| {}).expect("exported");
         }
         "import" => {
-            import(file, repository, Identity::New, &mut |_| {}).expect("imported");
+            import(file, repository, &NEW, &mut |_| {}).expect("imported");
         }
         "check" => {
-            dry_run(file, repository, Identity::New, &mut |_| {}).expect("sound");
+            dry_run(file, repository, &NEW, &mut |_| {}).expect("sound");
         }
         other => panic!("{other}"),
     }
@@ -264,11 +271,12 @@ fn kills_leave_nothing_or_what_can_be_gone_on_with() {
     let vm = a.machine(48 * MIB, &filled);
     let target = a.repository.with_extension("xva");
     let mut killed = 0;
+    // Later and later, so that one of them is through at last whatever else this machine does.
     for turn in 1..60 {
         let mut child = run_child("export", &a.repository, &target)
             .spawn()
             .expect("spawned");
-        std::thread::sleep(Duration::from_millis(20 * turn));
+        std::thread::sleep(Duration::from_millis(10 * turn * turn));
         child.kill().expect("killed or ended");
         let status = child.wait().expect("waited");
         if status.success() {
@@ -288,7 +296,7 @@ fn kills_leave_nothing_or_what_can_be_gone_on_with() {
         let mut child = run_child("import", &b.repository, &target)
             .spawn()
             .expect("spawned");
-        std::thread::sleep(Duration::from_millis(15 * turn));
+        std::thread::sleep(Duration::from_millis(5 * turn * turn));
         child.kill().expect("killed or ended");
         if child.wait().expect("waited").success() {
             break;
@@ -335,7 +343,7 @@ fn an_export_goes_on_where_it_was() {
         .export("session", &target, Options::default())
         .expect("exported");
     assert!(exported.resumed > 0, "{exported:?}");
-    let check = dry_run(&target, &pool.repository, Identity::New, &mut |_| {}).expect("sound");
+    let check = dry_run(&target, &pool.repository, &NEW, &mut |_| {}).expect("sound");
     assert_eq!(check.data, 40 * MIB);
     // Another time, and the disk changes meanwhile.
     let other = pool.repository.with_extension("other.xva");

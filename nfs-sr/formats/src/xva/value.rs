@@ -165,7 +165,7 @@ impl Parser<'_> {
                     Ok(piece) => text.push_str(&piece),
                     Err(error) => return self.wrong(error),
                 },
-                Event::GeneralRef(reference) => match resolve(&reference) {
+                Event::GeneralRef(reference) => match crate::xml_reference(&reference) {
                     Some(character) => text.push(character),
                     None => return self.wrong("it has a reference that XML does not define"),
                 },
@@ -260,20 +260,6 @@ impl Parser<'_> {
         };
         self.close()?;
         Ok(value)
-    }
-}
-
-fn resolve(reference: &quick_xml::events::BytesRef<'_>) -> Option<char> {
-    if let Ok(Some(character)) = reference.resolve_char_ref() {
-        return Some(character);
-    }
-    match &**reference {
-        b"lt" => Some('<'),
-        b"gt" => Some('>'),
-        b"amp" => Some('&'),
-        b"quot" => Some('"'),
-        b"apos" => Some('\''),
-        _ => None,
     }
 }
 

@@ -172,7 +172,8 @@ impl Survey {
                 () if name.ends_with(".vhd.new") || name == "statefile.new" => {
                     survey.problems.push(Problem::Leftover { name })
                 }
-                () if name == "filelog.txt" => {}
+                // XenServer's, and the records of machines, which say nothing of disks.
+                () if name == "filelog.txt" || name.ends_with(".vm") => {}
                 () if name == STATEFILE => survey.look_at_statefile(store)?,
                 () => survey.problems.push(Problem::Unknown { name }),
             }
