@@ -275,7 +275,8 @@ impl fmt::Display for Explained<'_> {
                 tolerated,
                 shortage,
             } => {
-                write!(f, "the pool can bear {tolerated} host failures")?;
+                let plural = if *tolerated == 1 { "" } else { "s" };
+                write!(f, "the pool can bear {tolerated} host failure{plural}")?;
                 match shortage {
                     Some(shortage) => write!(f, "; {}", shortage.explain(self.config)),
                     None => Ok(()),

@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::Lab;
+use lab_protocol::Event;
+
+use super::{Lab, SOURCE};
 use crate::session::{Reconnect, Stream};
 
 const SSH_PORT: u16 = 22;
@@ -14,12 +16,23 @@ const ATTEMPT: Duration = Duration::from_millis(250);
 /// It rests so long between two.
 const REST: Duration = Duration::from_millis(50);
 
-/// Connects to a guest's SSH server again and again.
+/// Connects to a guest's SSH server again and again. A health check beside it was left out: many a second keep an emulated guest
+/// from its work, and its SSH server shuts out who never logs in.
 pub(super) fn reconnect(lab: Arc<dyn Lab>, guest: String) -> Reconnect {
     Box::new(move |finishing| {
         while !finishing.load(Ordering::Relaxed) {
             match attempt(&lab, &guest) {
-                Some(stream) => return Some(stream),
+                Some(stream) => {
+                    lab.record(
+                        SOURCE,
+                        Event::Health {
+                            vm: guest.clone(),
+                            healthy: true,
+                            detail: "its user can connect again".into(),
+                        },
+                    );
+                    return Some(stream);
+                }
                 None => std::thread::sleep(REST),
             }
         }

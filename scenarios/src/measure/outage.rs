@@ -28,7 +28,7 @@ pub struct Outage {
     /// Its service accepts connections again.
     pub service_ns: Option<u64>,
     /// A new session is open.
-    pub session_ns: Option<u64>,
+    pub opened_ns: Option<u64>,
     /// The echo of the first key of it.
     pub echo_ns: Option<u64>,
     /// The largest error of a stamp of a host among these.
@@ -112,7 +112,7 @@ impl Outage {
                     first(&mut outage.service_ns, outage.started_ns, error);
                 }
                 Event::SessionOpen { vm: of } if of == vm => {
-                    first(&mut outage.session_ns, outage.started_ns, error);
+                    first(&mut outage.opened_ns, outage.started_ns, error);
                 }
                 Event::SessionLost {
                     vm: of, unsaved, ..
@@ -123,7 +123,7 @@ impl Outage {
             }
         }
         // Keys are recorded when their fate is known, so they are not in order.
-        if let Some(open) = outage.session_ns {
+        if let Some(open) = outage.opened_ns {
             outage.echo_ns = records
                 .iter()
                 .filter_map(|record| match record.event {
@@ -165,6 +165,12 @@ impl Outage {
     #[must_use]
     pub fn boot_ns(&self) -> Option<u64> {
         Some(self.service_ns?.saturating_sub(self.started_ns?))
+    }
+
+    /// From then until the first echo: the log-in, the program's start, the first key.
+    #[must_use]
+    pub fn session_ns(&self) -> Option<u64> {
+        Some(self.echo_ns?.saturating_sub(self.service_ns?))
     }
 
     /// From the pull to the first echo.
@@ -290,6 +296,7 @@ mod tests {
         assert_eq!(ms(outage.decide_ns()), Some(1));
         assert_eq!(ms(outage.start_ns()), Some(149));
         assert_eq!(ms(outage.boot_ns()), Some(4000));
+        assert_eq!(ms(outage.session_ns()), Some(950));
         assert_eq!(ms(outage.first_echo_ns()), Some(6450));
         assert_eq!(ms(outage.without_boot_ns()), Some(2450));
         assert_eq!(outage.keys_lost, 7);

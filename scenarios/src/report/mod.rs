@@ -7,6 +7,7 @@ mod expectations;
 mod html;
 pub mod junit;
 pub mod markdown;
+mod outage;
 mod page;
 mod player;
 pub mod run;

@@ -168,6 +168,7 @@ fn add_outages(figures: &mut BTreeMap<String, Vec<f64>>, records: &[Record]) {
             ("outage-decide", outage.decide_ns()),
             ("outage-start", outage.start_ns()),
             ("outage-boot", outage.boot_ns()),
+            ("outage-session", outage.session_ns()),
             ("outage-echo", outage.first_echo_ns()),
             ("outage-without-boot", outage.without_boot_ns()),
         ] {

@@ -58,6 +58,9 @@ fn one(out: &mut String, scenario: &ScenarioReport) {
         }
     }
     waterfall(out, scenario);
+    for text in super::outage::lines(scenario) {
+        line(out, &text);
+    }
     line(out, "");
     for limit in &scenario.limits {
         let mark = if limit.passed { "ok  " } else { "FAIL" };

@@ -28,7 +28,7 @@ const fn figure(
 }
 
 /// All figures. Those of a migration have one value each migration, the others one value each run.
-pub const ALL: [FigureName; 28] = [
+pub const ALL: [FigureName; 29] = [
     figure(
         "vcpu-pause",
         "vCPU pause",
@@ -148,7 +148,13 @@ pub const ALL: [FigureName; 28] = [
         "outage-boot",
         "guest boot",
         "ms",
-        "from its first instruction until its service accepts connections, by the health check",
+        "from its first instruction until its service accepts a connection of its user",
+    ),
+    figure(
+        "outage-session",
+        "log-in and first key",
+        "ms",
+        "from then until the echo of the first key of the next session",
     ),
     figure(
         "outage-echo",

@@ -28,6 +28,7 @@ pub const ALL: &[Included] = included![
     "guest-hang",
     "ha-flapping-link",
     "ha-host-freeze",
+    "ha-no-room",
     "ha-one-way-link",
     "ha-soak",
     "ha-storage-outage",

@@ -86,7 +86,7 @@ pub async fn run(
     (session.on_event)(Event::SessionOpen {
         vm: session.config.vm.clone(),
     });
-    let keys = start_pacing(&session.config, finishing)?;
+    let keys = start_pacing(&session.config, first_key, finishing)?;
     let result = session.type_all(keys, fetched).await;
     session.give_up_on_pending();
     match result {
@@ -139,11 +139,14 @@ async fn wait_for_spreadsheet(
 /// Hands out keys when they are due. A thread of its own, because the runtime's timers round to milliseconds.
 fn start_pacing(
     config: &SessionConfig,
+    first_key: u32,
     finishing: Arc<AtomicBool>,
 ) -> Result<UnboundedReceiver<Due>, SessionError> {
     let (sender, receiver) = unbounded_channel();
     let origin = config.origin;
-    let start_ns = nanoseconds(origin.elapsed()) + SETTLE_NS;
+    // Whoever has waited for the guest to come back goes on at once.
+    let settle_ns = if first_key == 0 { SETTLE_NS } else { 0 };
+    let start_ns = nanoseconds(origin.elapsed()) + settle_ns;
     let mut rhythm = Rhythm::new(config.seed, config.interval_us.clone(), start_ns);
     let mut script = Script::new(config.rows);
     std::thread::Builder::new()

@@ -81,7 +81,11 @@ fn stretches(records: &[Record], vm: &str) -> Vec<Stretch> {
                 }
                 "frozen" if end(&mut running, host, early) => paused.push(host.clone()),
                 // In a pool its guests may have to stand still from its first look at the clock on, and it says so.
-                "thawed" if paused.contains(host) && !stands_still(records, host, record.t_ns) => {
+                "thawed"
+                    if paused.contains(host)
+                        && !stands_still(records, host, record.t_ns)
+                        && !is_gone(records, vm, host, record.t_ns) =>
+                {
                     paused.retain(|other| other != host);
                     running.entry(host.clone()).or_insert(late);
                 }
@@ -115,6 +119,20 @@ fn stands_still(records: &[Record], host: &str, since_ns: u64) -> bool {
         })
         .min_by_key(|(t_ns, _)| *t_ns);
     first.is_some_and(|(t_ns, mark)| mark != PoolMark::PermitBack && t_ns < since_ns + SOON_NS)
+}
+
+/// Whether the first status of a host after this moment knows nothing of a VM: what it did before could not be heard.
+fn is_gone(records: &[Record], vm: &str, host: &str, since_ns: u64) -> bool {
+    let mut later = records.iter().filter(|record| record.t_ns >= since_ns);
+    let of_host =
+        |record: &Record| matches!(&record.event, Event::HostStatus { host: of, .. } if of == host);
+    if !later.by_ref().any(of_host) {
+        return false;
+    }
+    // The status of each VM follows its host's.
+    !later
+        .take_while(|record| !of_host(record))
+        .any(|record| matches!(&record.event, Event::VmStatus { vm: one, host: of, .. } if one == vm && of == host))
 }
 
 /// At most one copy of each VM runs at any time.

@@ -165,9 +165,14 @@ pub(super) fn plan(views: &Value) -> String {
         return "no host says that it is in a pool; `elab ha enable` makes one\n".into();
     };
     let mut out = format!(
-        "as {} sees it: every protected VM is restarted when {} of its hosts fail{}\n",
+        "as {} sees it: every protected VM is restarted when {} of its hosts {}{}\n",
         text(&view["host"]),
         view["tolerated_failures"],
+        if view["tolerated_failures"] == 1 {
+            "fails"
+        } else {
+            "fail"
+        },
         match view["shortage"].as_str() {
             Some(shortage) => format!("; {shortage}"),
             None => String::new(),
@@ -200,6 +205,47 @@ fn text(value: &Value) -> &str {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    fn view(host: &str, generation: u64) -> Value {
+        json!({
+            "host": host, "standing": "member", "guests_may_run": true, "statefile_up": true,
+            "generation": generation, "coordinator": "h1",
+            "hosts": [{"host": "h1", "member": true}, {"host": "h2", "member": false}, {"host": "h3", "member": true}],
+            "vms": [{"vm": "session", "place": "running on h3", "protection": "restart"}],
+            "tolerated_failures": 1,
+            "shortage": "if h1 and h3 failed, VM session could not restart",
+            "plan": ["if h1 fails: nothing has to move", "if h3 fails: session to h1"],
+        })
+    }
+
+    #[test]
+    fn hosts_that_agree_on_the_pool_share_a_table() {
+        let frozen = json!({ "host": "h2", "error": "no answer in time" });
+        let shown = pool(&json!([view("h1", 4), frozen.clone(), view("h3", 4)]));
+        for wanted in [
+            "h2       does not say: no answer in time",
+            "h3       member   guests may run      statefile answers",
+            "as h1, h3 see it: generation 4, h1 decides; in the liveset: h1, h3",
+            "session      running on h3                protection: restart",
+        ] {
+            assert!(shown.contains(wanted), "{wanted:?} is not in:\n{shown}");
+        }
+        let apart = pool(&json!([view("h1", 4), view("h3", 5)]));
+        assert!(apart.contains("as h1 see it: generation 4"), "{apart}");
+        assert!(apart.contains("as h3 see it: generation 5"), "{apart}");
+    }
+
+    #[test]
+    fn a_plan_names_each_case_and_what_is_too_much() {
+        let shown = plan(&json!([{ "host": "h2", "error": "off" }, view("h3", 4)]));
+        for wanted in [
+            "restarted when 1 of its hosts fails; if h1 and h3 failed, VM session could not restart",
+            "  if h3 fails: session to h1",
+        ] {
+            assert!(shown.contains(wanted), "{wanted:?} is not in:\n{shown}");
+        }
+        assert!(plan(&json!([])).contains("elab ha enable"));
+    }
 
     #[test]
     fn a_status_shows_what_matters() {
