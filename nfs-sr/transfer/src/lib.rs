@@ -15,12 +15,14 @@
 mod checkpoint;
 mod export;
 mod follow;
+mod image;
 mod import;
 pub mod progress;
 mod record;
 mod repository;
 
 pub use export::{Export, Exported, Options};
+pub use image::{Format, export_as, import_image, is_image};
 pub use import::{As, Identity, Imported, Planned, check, import};
 pub use record::{Found, find, machines, record, size};
 

@@ -254,12 +254,18 @@ impl NewVdi {
         Ok(Self { store, layer, uuid })
     }
 
-    /// Gives the disk its name.
-    pub fn publish(mut self) -> Result<(), Error> {
+    /// Gives the disk its name in the repository.
+    pub fn publish(self) -> Result<(), Error> {
+        let name = vdi::file_name(self.uuid);
+        self.publish_as(&name)
+    }
+
+    /// Gives the file a name.
+    pub fn publish_as(mut self, name: &str) -> Result<(), Error> {
         if let Some((offset, bytes)) = self.layer.mark_full_blocks(&self.store)? {
             at(&self.store.directory, self.store.write("", offset, &bytes))?;
         }
-        self.store.publish(&vdi::file_name(self.uuid))
+        self.store.publish(name)
     }
 }
 

@@ -19,7 +19,12 @@ use nfs_sr::sr::{
     store::{Directory, Store},
     vdi,
 };
-use transfer::{As, Export, Identity, Options, check as dry_run, find, import, machines};
+use proptest::prelude::*;
+use transfer::progress::Estimate;
+use transfer::{
+    As, Export, Format, Identity, Options, check as dry_run, export_as, find, import, import_image,
+    is_image, machines,
+};
 use vhd::{DiskKind, Uuid};
 
 /// An export with one repository.
@@ -206,6 +211,50 @@ fn who_cannot_be_found_is_told_who_can() {
     assert_eq!(found.files, [format!("{}.vhd", vm.disks[0].uuid)]);
 }
 
+/// The same bytes after each format, and `qemu-img` agrees.
+#[test]
+fn a_disk_is_the_same_in_every_format() {
+    let pool = Pool::new();
+    let vm = pool.machine(40 * MIB, &[0, 7, 39]);
+    let before = pool.contents(&vm.disks[0].uuid);
+    let what = find(&pool.repository, "session").expect("a machine");
+    let folder = tempfile::tempdir().expect("folder");
+    let raw = folder.path().join("disk.raw");
+    for (format, name, theirs) in [
+        (Format::Raw, "disk.raw", "raw"),
+        (Format::Vhd, "disk.vhd", "vpc"),
+        (Format::Vmdk, "disk.vmdk", "vmdk"),
+        (Format::Qcow2, "disk.qcow2", "qcow2"),
+    ] {
+        let target = folder.path().join(name);
+        export_as(&pool.repository, &what, &target, format, &mut |_| {}).expect("exported");
+        let output = Command::new("qemu-img")
+            .args(["compare", "-f", theirs, "-F", "raw"])
+            .args([&target, &raw])
+            .output()
+            .expect("qemu-img is needed: run cargo xtask setup");
+        assert!(
+            output.status.success(),
+            "{format:?}: {}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+        assert!(is_image(&target).expect("read"));
+        let (uuid, size) = import_image(&target, &pool.repository, &mut |_| {}).expect("imported");
+        assert_eq!(size, 40 * MIB, "{format:?}");
+        assert!(pool.contents(&uuid.to_string()) == before, "{format:?}");
+        let error = export_as(&pool.repository, &what, &target, format, &mut |_| {})
+            .expect_err("there already");
+        assert!(error.to_string().contains("exists already"), "{error}");
+    }
+    let target = folder.path().join("machine.ova");
+    export_as(&pool.repository, &what, &target, Format::Ova, &mut |_| {}).expect("exported");
+    assert!(!is_image(&target).expect("read"));
+    let new = import(&target, &pool.repository, &NEW, &mut |_| {})
+        .expect("imported")
+        .vm;
+    assert!(pool.contents(&new.disks[0].uuid) == before);
+}
+
 /// What the tests below kill: this program again, doing one thing.
 const CHILD: &str = "TRANSFER_TEST_CHILD";
 
@@ -356,6 +405,23 @@ fn an_export_goes_on_where_it_was() {
         .export("session", &other, Options::default())
         .expect("exported");
     assert_eq!(exported.resumed, 0);
+}
+
+proptest! {
+    /// The time left never grows, whatever the speed does, and is nothing at the end.
+    #[test]
+    fn time_left_never_runs_backwards(steps in prop::collection::vec((0..1000u64, 0..5000u64), 1..100), begun in 0..5000u64) {
+        let total = begun + steps.iter().map(|(bytes, _)| bytes).sum::<u64>();
+        let mut estimate = Estimate::new(total, begun);
+        let (mut done, mut elapsed, mut before) = (begun, 0, None);
+        for (bytes, ms) in steps {
+            (done, elapsed) = (done + bytes, elapsed + ms);
+            let now = estimate.advance(done, Duration::from_millis(elapsed)).left;
+            prop_assert!(before.is_none() || now <= before, "{before:?} {now:?}");
+            before = now;
+        }
+        prop_assert_eq!(before, Some(Duration::ZERO));
+    }
 }
 
 /// Memory does not grow with the disk: a disk of 1 TiB, nearly all of it empty.
