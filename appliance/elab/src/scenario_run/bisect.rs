@@ -5,6 +5,8 @@ use std::process::{Command, Output};
 
 use anyhow::{Context, Result, bail};
 
+use crate::cli::Inconclusive;
+
 /// What to look for.
 #[derive(Clone, Debug)]
 pub struct Search {
@@ -65,8 +67,8 @@ fn bisect(tree: &Path, search: &Search, progress: &dyn Fn(&str)) -> Result<Strin
     git(tree, &["bisect", "start", &search.bad, &search.good, "--"])?;
     loop {
         let revision = git(tree, &["log", "-1", "--format=%h %s"])?;
-        let word = judge(tree, search)?;
-        progress(&format!("{}: {word:?}", revision.trim()));
+        let (word, why) = judge(tree, search)?;
+        progress(&format!("{}: {why}", revision.trim()));
         let said = git(
             tree,
             &[
@@ -82,34 +84,48 @@ fn bisect(tree: &Path, search: &Search, progress: &dyn Fn(&str)) -> Result<Strin
             return Ok(said.trim().to_owned());
         }
         if said.contains("only 'skip'ped commits left") {
-            bail!(
-                "it is one of these, none of which can be judged:\n{}",
+            let words = format!(
+                "it is one of these, which cannot all be judged:\n{}",
                 said.trim()
             );
+            return Err(Inconclusive(words).into());
         }
     }
 }
 
-/// Builds and runs the revision that is checked out.
-fn judge(tree: &Path, search: &Search) -> Result<Word> {
+/// Builds and runs the revision that is checked out; gives what it came to, in words as well.
+fn judge(tree: &Path, search: &Search) -> Result<(Word, String)> {
+    let skipped = |what: &str, output: &Output| {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let last = said.lines().rfind(|line| !line.trim().is_empty());
+        let words = format!("skipped, {what}: {}", last.unwrap_or("it says nothing"));
+        (Word::Skip, words)
+    };
     let built = Command::new("sh")
         .args(["-c", &search.build])
         .current_dir(tree)
         .output()
         .context("cannot run a shell")?;
     if !built.status.success() {
-        return Ok(Word::Skip);
+        return Ok(skipped("it does not build", &built));
     }
-    let status = Command::new(tree.join(&search.program))
+    let ran = Command::new(tree.join(&search.program))
         .args(["run", &search.scenario, "-n", &search.runs.to_string()])
         .current_dir(tree)
-        .output()
-        .map(|output| output.status.code());
-    Ok(match status {
-        Ok(Some(0)) => Word::Good,
-        Ok(Some(1)) => Word::Bad,
-        // It could not run there, or proves nothing.
-        _ => Word::Skip,
+        .output();
+    Ok(match ran {
+        Err(error) => (
+            Word::Skip,
+            format!(
+                "skipped, {} cannot be run: {error}",
+                search.program.display()
+            ),
+        ),
+        Ok(output) => match output.status.code() {
+            Some(0) => (Word::Good, "good".into()),
+            Some(1) => (Word::Bad, "bad".into()),
+            _ => skipped(&format!("it proves nothing ({})", output.status), &output),
+        },
     })
 }
 
@@ -187,6 +203,25 @@ mod tests {
             1
         );
         assert_eq!(git(folder.path(), &["status", "--porcelain"]).unwrap(), "");
+    }
+
+    #[test]
+    fn revisions_that_cannot_be_judged_are_named_with_the_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        repository(folder.path());
+        let told = std::cell::RefCell::new(Vec::new());
+        let mut search = search("v5", "v7");
+        search.build = "echo no compiler >&2; exit 1".into();
+        let error = run(folder.path(), &search, &|words| {
+            told.borrow_mut().push(words.to_owned());
+        })
+        .unwrap_err();
+        assert!(error.is::<Inconclusive>(), "{error}");
+        let told = told.into_inner();
+        assert!(
+            told[0].ends_with("commit 6: skipped, it does not build: no compiler"),
+            "{told:?}"
+        );
     }
 
     #[test]
