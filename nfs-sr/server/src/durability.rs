@@ -82,6 +82,13 @@ impl Durability {
         self.failed.load(Ordering::SeqCst)
     }
 
+    /// The disk was replaced: writes are taken again.
+    pub fn clear_failure(&self) -> io::Result<()> {
+        clear_mark(&self.private)?;
+        self.failed.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
     /// Files whose times may be newer than the disk knows.
     pub fn times(&self) -> &Times {
         &self.times

@@ -48,6 +48,8 @@ pub enum Event {
     },
     /// Nothing more is written: a sync failed.
     StorageFailed { path: String, error: String },
+    /// From now on the disk fails as it was told to, or, with `clear`, does so no longer.
+    DiskFault { fault: String },
     /// Something that an operator should know.
     Warning { message: String },
     /// The server ends.

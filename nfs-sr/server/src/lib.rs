@@ -18,6 +18,7 @@ pub mod drc;
 pub mod durability;
 pub mod events;
 pub mod export;
+pub mod faults;
 pub mod file_io;
 pub mod handles;
 pub mod lease;

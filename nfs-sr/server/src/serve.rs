@@ -21,7 +21,8 @@ use crate::{
     durability,
     events::{Event, Events},
     export::{Export, Network, Squash},
-    file_io::HostDisk,
+    faults::{self, FaultyDisk},
+    file_io::{Disk, HostDisk},
     metrics::Metrics,
     node::PRIVATE,
     server::{Config, Server},
@@ -70,6 +71,9 @@ pub struct ServeOptions {
     /// Take writes again after a sync has failed. For when the disk was replaced, and every VM's disk checked.
     #[arg(long)]
     pub clear_failure: bool,
+    /// For labs: the disk fails as lines on standard input tell it to, which are eio-read, eio-write, eio-fsync, full, and clear.
+    #[arg(long)]
+    pub faults: bool,
     /// TCP address on which Prometheus may fetch /metrics.
     #[arg(long)]
     pub metrics: Option<SocketAddr>,
@@ -112,7 +116,12 @@ pub fn serve(options: ServeOptions) -> Result<()> {
         durability::clear_mark(&private)
             .with_context(|| format!("cannot change {}", private.display()))?;
     }
-    let server = Server::open(config(&options, tcp), events.clone())?;
+    let faulty = options.faults.then(FaultyDisk::default);
+    let disk: Arc<dyn Disk> = match &faulty {
+        Some(disk) => Arc::new(disk.clone()),
+        None => Arc::new(HostDisk),
+    };
+    let server = Server::open(config(&options, tcp, disk), events.clone())?;
     server
         .announce(tcp)
         .with_context(|| format!("cannot write in {}", options.directory.display()))?;
@@ -154,6 +163,13 @@ pub fn serve(options: ServeOptions) -> Result<()> {
         events.report(&Event::Warning { message });
     }
     server.report_leases();
+    if let Some(disk) = faulty {
+        // Whoever gives no line must not keep the server from ending.
+        let server = Arc::downgrade(&server);
+        thread::Builder::new()
+            .name("faults".into())
+            .spawn(move || faults::obey(io::stdin().lock(), &disk, &server))?;
+    }
     running.begin();
     let reason = running.wait();
     server.settle();
@@ -162,7 +178,7 @@ pub fn serve(options: ServeOptions) -> Result<()> {
     Ok(())
 }
 
-fn config(options: &ServeOptions, tcp: Option<SocketAddr>) -> Config {
+fn config(options: &ServeOptions, tcp: Option<SocketAddr>, disk: Arc<dyn Disk>) -> Config {
     Config {
         export: Export {
             name: options.export.clone(),
@@ -174,7 +190,7 @@ fn config(options: &ServeOptions, tcp: Option<SocketAddr>) -> Config {
         commit_sync: !options.no_commit_sync,
         lease_enforcement: !options.no_lease_enforcement,
         port: tcp.map_or(nfs3::PORT, |address| address.port()),
-        disk: Arc::new(HostDisk),
+        disk,
     }
 }
 

@@ -159,6 +159,16 @@ impl Server {
         }
     }
 
+    /// Takes writes again after a failed sync. For when the disk was replaced, or only seemed to fail.
+    pub fn trust_disk_again(&self) -> io::Result<()> {
+        self.durability.clear_failure()
+    }
+
+    /// Reports something to whoever has started the server.
+    pub fn report(&self, event: &Event) {
+        self.events.report(event);
+    }
+
     /// Tells the tools where they reach this server; they do not if it does not listen on TCP.
     pub fn announce(&self, tcp: Option<SocketAddr>) -> io::Result<()> {
         let reached = tcp.map(|address| match address {

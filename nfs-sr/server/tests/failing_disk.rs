@@ -162,6 +162,59 @@ fn a_failed_sync_is_never_forgotten() {
     }
 }
 
+#[test]
+fn a_served_disk_fails_as_it_is_told_and_is_well_when_it_was_replaced() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let command = Command::new("env");
+    let (mut program, reports) = Program::heard(command, dir.path(), "127.0.0.1:0", &["--faults"]);
+    let address = program.address;
+    let mut told = reports.filter_map(|report| Some(report["fault"].as_str()?.to_owned()));
+    let mut tell = |word: &str| {
+        program.tell(word);
+        assert_eq!(told.next().as_deref(), Some(word));
+    };
+    let mut client = Client::new(support::connect(address));
+    let root = client.root();
+    let file = client.create(root, "a").expect("created");
+    let written = client.write(file, 0, &[1; 8192], Stability::FileSync);
+    let verifier = written.expect("written").verifier;
+
+    tell("eio-read");
+    assert_eq!(client.read(file, 0, 3), Err(Status::Io));
+    tell("clear");
+    assert_eq!(client.read(file, 0, 3), Ok(vec![1; 3]));
+
+    tell("eio-write");
+    let written = client.write(file, 0, b"abc", Stability::Unstable);
+    assert_eq!(written.map(drop), Err(Status::Io));
+    tell("clear");
+
+    // What a full disk has is still there, and can be overwritten.
+    tell("full");
+    for (offset, status) in [
+        (0, Ok(())),
+        (4096, Err(Status::NoSpc)),
+        (1 << 20, Err(Status::NoSpc)),
+    ] {
+        let written = client.write(file, offset, &[2; 8192], Stability::FileSync);
+        assert_eq!(written.map(drop), status, "at {offset}");
+    }
+    tell("clear");
+
+    tell("eio-fsync");
+    let written = client.write(file, 0, b"abc", Stability::FileSync);
+    assert_eq!(written.map(drop), Err(Status::Io));
+    let written = client.write(file, 0, b"abc", Stability::Unstable);
+    assert_eq!(
+        written.map(drop),
+        Err(Status::Io),
+        "nothing is written any more"
+    );
+    tell("clear");
+    let written = client.write(file, 0, b"abc", Stability::FileSync);
+    assert_ne!(written.expect("the disk is well").verifier, verifier);
+}
+
 /// Runs the server in a namespace of its own in which `mount` has been run, which needs no privilege.
 fn in_namespace(mount: &str, directory: &Path) -> Program {
     let shell = format!("{mount} && exec \"$@\"");

@@ -1,7 +1,7 @@
 //! The server as a program of its own.
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     net::SocketAddr,
     path::Path,
     process::{Child, Command, Stdio},
@@ -42,6 +42,7 @@ impl Program {
         arguments: &[&str],
     ) -> (Self, impl Iterator<Item = serde_json::Value> + use<>) {
         let mut child = command
+            .stdin(Stdio::piped())
             .arg(env!("CARGO_BIN_EXE_nfs-sr"))
             .arg("serve")
             .arg(directory)
@@ -63,6 +64,12 @@ impl Program {
         // The last line may have been cut off.
         let reports = lines.map_while(|line| serde_json::from_str(&line.expect("UTF-8")).ok());
         (program, reports)
+    }
+
+    /// Writes to its standard input.
+    pub fn tell(&mut self, line: &str) {
+        let stdin = self.child.stdin.as_mut().expect("piped");
+        writeln!(stdin, "{line}").expect("it reads");
     }
 
     pub fn pid(&self) -> rustix::process::Pid {
