@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use host_protocol::{DiskConfig, VmConfig};
 use images::guest::SessionGuest;
 use images::standalone::Host;
@@ -14,7 +14,7 @@ use crate::entropy;
 use crate::lab::{LabConfig, MachineFacts, StorageProgram};
 use crate::network::{PREFIX, SESSION, guest_mac};
 use crate::qemu::{Boot, Qemu};
-use crate::run_folder::RUNS;
+use crate::run_folder::{self, RUNS};
 
 /// QEMU's program.
 pub const QEMU: &str = "qemu-system-x86_64";
@@ -117,6 +117,12 @@ pub fn lab_config(
 ) -> Result<LabConfig> {
     let base = PathBuf::from(RUNS);
     let folder = base.join(&choices.name);
+    if folder.exists() && run_folder::is_running(&folder)? {
+        bail!(
+            "lab \"{0}\" is running; end it with `elab down --name {0}`, or choose another --name",
+            choices.name
+        );
+    }
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("cannot make {}", folder.display()))?;
     let (export, vms) = storage_repository(&folder, &artifacts.guest, &choices.guests)?;

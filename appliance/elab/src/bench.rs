@@ -17,7 +17,7 @@ use scenarios::session::{self, Access, Stream};
 use serde::Serialize;
 
 use crate::assembly::{Artifacts, GUEST};
-use crate::demo;
+use crate::join;
 use crate::lab::Lab;
 use crate::network::SESSION;
 
@@ -67,7 +67,7 @@ pub fn guest(
     repeats: u32,
     progress: &dyn Fn(&str),
 ) -> Result<Vec<Measured>> {
-    let access = demo::access(artifacts)?;
+    let access = join::access(artifacts)?;
     let mut measured = Vec::new();
     progress("an idle lab");
     let samples = repeat(repeats, || idle_cpu(lab))?;
@@ -188,7 +188,7 @@ impl Stat {
 
 /// Runs `dd` in the guest; gives MB/s by the guest's own clock, without the time of logging in.
 fn disk(lab: &Lab, access: &Access, command: &str) -> Result<f64> {
-    let guest = SocketAddrV4::new(SESSION.guest_address(1), demo::SSH_PORT);
+    let guest = SocketAddrV4::new(SESSION.guest_address(1), join::SSH_PORT);
     let stream = lab
         .client()
         .connect(guest)

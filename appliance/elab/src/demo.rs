@@ -1,100 +1,109 @@
-//! The demo: a session on a guest that moves, and the report of what its user noticed.
+//! The demo: the scenario `demo` with what the command line says of it, and the report of what its user noticed.
+//!
+//! A front end and no driver of its own: what the engine can do and check, the demo does and checks. Its exit code is about
+//! correctness alone; `elab run demo` judges the scenario's limits as well.
 
+use std::path::Path;
 use std::process::ExitCode;
-use std::sync::mpsc::{self, Receiver};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use lab_protocol::{Command, Event, ProbeKind};
-use scenarios::measure::read_log;
-use scenarios::report::{Limits, Report, Run, summary};
-use scenarios::session::{self, Access, HUMAN_US, MAX_ROWS, SessionConfig, Stream, Typist};
+use scenarios::report::run::RunReport;
+use scenarios::report::summary;
+use scenarios::scenario::{self, library};
+use scenarios::verdict::Verdict;
 
-use crate::assembly::{Artifacts, GUEST};
-use crate::cli::{DemoArguments, ExpectationFailed};
-use crate::endpoint::probe::ProbeConfig;
-use crate::endpoint::{Endpoint, ProbeId};
-use crate::lab::Lab;
-use crate::network::SESSION;
+use crate::cli::{DemoArguments, ExpectationFailed, Inconclusive};
+use crate::interrupt::Interrupts;
+use crate::run_folder::RUNS;
+use crate::scenario_run::one::{self, Order};
 
-/// RFC 4253.
-pub(crate) const SSH_PORT: u16 = 22;
-/// RFC 862.
-const ECHO_PORT: u16 = 7;
-const MS: u64 = 1_000_000;
-const SLOW_PROBE_NS: u64 = 20 * MS;
-/// The guest dirties so much memory, round and round.
-const DIRTY_MIB: u32 = 8;
-/// An answer of the guest may take so long before the session counts as lost.
-const SESSION_PATIENCE: Duration = Duration::from_secs(30);
+/// The scenario.
+const SCENARIO: &str = "demo";
 
-/// How long the stretches between the events are.
-struct Rhythm {
-    /// Nothing happens: the baseline.
-    quiet: Duration,
-    /// From the end of one migration to the next.
-    pause: Duration,
-    /// After the last one.
-    rest: Duration,
-}
-
-impl Rhythm {
-    fn new(quick: bool) -> Self {
-        let seconds = Duration::from_secs;
-        if quick {
-            Self {
-                quiet: seconds(3),
-                pause: seconds(1),
-                rest: seconds(1),
-            }
-        } else {
-            Self {
-                quiet: seconds(8),
-                pause: seconds(2),
-                rest: seconds(3),
-            }
-        }
-    }
-}
-
-/// Runs the demo on a lab whose guest is ready, ends the lab, and reports.
+/// Runs the demo and reports.
 ///
 /// # Errors
 /// When the lab or the session fails, or an expectation is not met.
 pub fn run(
-    lab: Lab,
-    artifacts: &Artifacts,
     arguments: &DemoArguments,
+    interrupts: &Interrupts,
     progress: &dyn Fn(&str),
 ) -> Result<ExitCode> {
-    let folder = lab.folder().to_owned();
-    let outcome = act(&lab, artifacts, arguments, progress);
-    let reason = match &outcome {
-        Ok(()) => "the demo is over".to_owned(),
-        Err(error) => format!("{error:#}"),
+    let text = library::find(SCENARIO)
+        .context("the program has lost its demo")?
+        .text;
+    let settings = settings(arguments);
+    let scenario = scenario::parse_with(SCENARIO, text, &settings)?;
+    let order = Order {
+        seed: arguments.build.seed.unwrap_or(scenario.seed),
+        scenario,
+        text: text.to_owned(),
+        settings,
+        variant: String::new(),
+        name: arguments.which.name.clone(),
+        number: 1,
+        command: std::env::args().collect::<Vec<_>>().join(" "),
+        fast_boot: arguments.build.fast_boot,
+        image: arguments.build.image.clone(),
+        // Whoever asks for a capture wants to have it.
+        keep: arguments.build.capture,
+        capture: arguments.build.capture,
+        step: false,
+        breakpoints: Vec::new(),
     };
-    lab.stop(&reason)?;
-    outcome.with_context(|| format!("the run's log and consoles are in {}", folder.display()))?;
-
-    let records =
-        read_log(&folder.join("events.jsonl")).context("cannot read the run's own log")?;
-    let run = Run::of(&records, &Limits::default());
-    run.write(&folder)
-        .with_context(|| format!("cannot write the report into {}", folder.display()))?;
+    let report = one::run(&order, interrupts, progress)?;
+    let folder = Path::new(RUNS).join(&order.name);
     if let Some(path) = &arguments.json {
         std::fs::copy(folder.join("report.json"), path)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
-    print!("{}", summary(&run.report));
+    if let Some(measured) = &report.measured {
+        print!("{}", summary(measured));
+    }
     println!("report: {}", folder.join("report.html").display());
-    verdict(&run.report)
+    verdict(&report)
+}
+
+/// The command line as values of the scenario.
+fn settings(arguments: &DemoArguments) -> Vec<String> {
+    let [quiet, pause, rest] = if arguments.quick {
+        ["3s", "1s", "2s"]
+    } else {
+        ["8s", "2s", "5s"]
+    };
+    let mut settings = vec![
+        format!("pool.memory=\"{}MiB\"", arguments.build.host_memory),
+        format!("guests.session.load.dirty_mib_s={}", arguments.dirty),
+        format!("sessions.session.probes.udp_hz={}", arguments.probe_hz),
+    ];
+    let times = arguments.migrations;
+    if times == 0 {
+        // A session on a guest that stays proves nothing of moving, and is not asked to.
+        settings.push(format!("steps=[{{wait=\"{quiet}\"}}, {{wait=\"{rest}\"}}]"));
+        settings.push("sometimes=[]".into());
+        return settings;
+    }
+    let verify = arguments.verify;
+    settings.extend([
+        format!("steps.quiet.wait=\"{quiet}\""),
+        // One that fails leaves the guest where it was: the next is tried all the same, and the report has the failure.
+        format!(
+            "steps.move.migrate={{guest=\"session\", times={times}, pause=\"{pause}\", verify={verify}, outcome=\"either\"}}"
+        ),
+        format!("steps.move.within=\"{}min\"", u64::from(times) + 1),
+        format!("steps.rest.wait=\"{rest}\""),
+        format!("timeout=\"{}min\"", u64::from(times) + 4),
+    ]);
+    settings
 }
 
 /// What was expected for correctness decides; how fast it was is shown, and is another question on another machine.
-fn verdict(report: &Report) -> Result<ExitCode> {
-    let missed: Vec<_> = report
-        .expectations
+fn verdict(report: &RunReport) -> Result<ExitCode> {
+    let expectations = report
+        .measured
         .iter()
+        .flat_map(|measured| &measured.expectations);
+    let mut missed: Vec<_> = expectations
         .filter(|expectation| expectation.correctness && !expectation.passed)
         .map(|expectation| {
             format!(
@@ -103,6 +112,12 @@ fn verdict(report: &Report) -> Result<ExitCode> {
             )
         })
         .collect();
+    let reasons = || report.reasons.join("; ");
+    match report.verdict {
+        Verdict::Failed if missed.is_empty() => missed.push(reasons()),
+        Verdict::Inconclusive if missed.is_empty() => return Err(Inconclusive(reasons()).into()),
+        _ => {}
+    }
     if missed.is_empty() {
         Ok(ExitCode::SUCCESS)
     } else {
@@ -110,156 +125,48 @@ fn verdict(report: &Report) -> Result<ExitCode> {
     }
 }
 
-/// All that happens between the guest's start and the lab's end.
-fn act(
-    lab: &Lab,
-    artifacts: &Artifacts,
-    arguments: &DemoArguments,
-    progress: &dyn Fn(&str),
-) -> Result<()> {
-    let rhythm = Rhythm::new(arguments.quick);
-    let seed = arguments.build.seed.unwrap_or(1);
-    if arguments.dirty > 0 {
-        start_dirtying(lab, artifacts, arguments.dirty)?;
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Action, Cli};
+
+    fn scenario_of(words: &[&str]) -> scenario::Scenario {
+        let cli = Cli::parse_from([&["elab", "demo"], words].concat());
+        let Action::Demo(arguments) = cli.command else {
+            panic!("not a demo");
+        };
+        let text = library::find(SCENARIO).unwrap().text;
+        scenario::parse_with(SCENARIO, text, &settings(&arguments))
+            .unwrap_or_else(|error| panic!("{error}"))
     }
-    let (typist, opened) = start_typist(lab, artifacts, seed)?;
-    wait_for_session(lab, &typist, &opened)?;
-    let probes = start_probes(lab.prober(), arguments.probe_hz)?;
-    progress(&format!(
-        "the session is open: typing, and probing {} times a second",
-        arguments.probe_hz
-    ));
-    wait(lab, rhythm.quiet)?;
-    for number in 1..=arguments.migrations {
-        let to = if guest_is_on(lab, "h1")? { "h2" } else { "h1" };
-        let begun = Instant::now();
-        let result = lab.execute(&Command::VmMigrate {
-            vm: GUEST.into(),
-            to: to.into(),
-            verify: arguments.verify,
-        });
-        match result {
-            Ok(_) => progress(&format!(
-                "migration {number} of {}: now on {to}, {:.2} s",
-                arguments.migrations,
-                begun.elapsed().as_secs_f64()
-            )),
-            // The session tells whether its user noticed; the report has the failure.
-            Err(error) => progress(&format!("{error:#}")),
-        }
-        wait(lab, rhythm.pause)?;
+
+    #[test]
+    fn what_the_command_line_says_is_in_the_scenario() {
+        let plain = scenario_of(&[]);
+        let migrate = plain.steps.get_ref()[1].migrate.as_ref().unwrap();
+        assert_eq!((migrate.times, migrate.verify), (1, false));
+        assert_eq!(plain.guests.get_ref()[0].load.dirty_mib_s, 2);
+        let words = [
+            "--quick",
+            "--migrations=20",
+            "--dirty=0",
+            "--probe-hz=1000",
+            "--verify",
+            "--host-memory=512",
+        ];
+        let other = scenario_of(&words);
+        let steps = other.steps.get_ref();
+        let migrate = steps[1].migrate.as_ref().unwrap();
+        assert_eq!((migrate.times, migrate.verify), (20, true));
+        assert_eq!(steps[0].wait.unwrap().0.as_secs(), 3);
+        assert_eq!(other.guests.get_ref()[0].load.dirty_mib_s, 0);
+        assert_eq!(other.sessions[0].probes.udp_hz, 1000);
+        assert_eq!(other.pool.memory.get_ref().bytes, 512 << 20);
+        let still = scenario_of(&["--migrations=0"]);
+        assert!(still.steps.get_ref().iter().all(|one| one.wait.is_some()));
+        assert!(still.sometimes.is_empty());
+        assert!(scenario_of(&["--migrations=1000"]).timeout.0.as_secs() > 60_000);
     }
-    wait(lab, rhythm.rest)?;
-    let summary = typist.finish().context("the session")?;
-    for probe in probes {
-        lab.prober().stop_probe(probe).context("the probes")?;
-    }
-    progress(&format!(
-        "{} keys typed, {} documents compared: {}",
-        summary.keys,
-        summary.documents,
-        if summary.content_equal {
-            "equal"
-        } else {
-            "NOT equal"
-        }
-    ));
-    Ok(())
-}
-
-/// Where the guest is: a migration that failed has left it where it was.
-fn guest_is_on(lab: &Lab, host: &str) -> Result<bool> {
-    let status = lab.execute(&Command::Status)?;
-    let vms = status["vms"]
-        .as_array()
-        .context("the lab's status lists no VMs")?;
-    Ok(vms
-        .iter()
-        .any(|vm| vm["name"] == GUEST && vm["host"] == host))
-}
-
-/// Waits, unless the lab is told to end.
-fn wait(lab: &Lab, time: Duration) -> Result<()> {
-    anyhow::ensure!(!lab.wait_or_stop(time), "interrupted");
-    Ok(())
-}
-
-/// The guest's own load; it ends with the guest.
-fn start_dirtying(lab: &Lab, artifacts: &Artifacts, mib_a_second: u32) -> Result<()> {
-    let command = format!("elab-dirty {DIRTY_MIB} {mib_a_second} </dev/null >/dev/null 2>&1 &");
-    session::output(connect(lab)?, &access(artifacts)?, &command)
-        .context("cannot start the guest's load")?;
-    Ok(())
-}
-
-fn connect(lab: &Lab) -> Result<Stream> {
-    let guest = std::net::SocketAddrV4::new(SESSION.guest_address(1), SSH_PORT);
-    let stream = lab
-        .client()
-        .connect(guest)
-        .context("cannot reach the guest's SSH server")?;
-    Ok(Stream::Unix(stream))
-}
-
-/// Someone begins to log in; the receiver hears when the first key is about to be typed.
-fn start_typist(lab: &Lab, artifacts: &Artifacts, seed: u64) -> Result<(Typist, Receiver<()>)> {
-    let config = SessionConfig {
-        vm: GUEST.into(),
-        access: access(artifacts)?,
-        folder: "/root".into(),
-        rows: MAX_ROWS,
-        seed,
-        interval_us: HUMAN_US,
-        origin: Instant::now() - Duration::from_nanos(lab.clock().now_ns()),
-        patience: SESSION_PATIENCE,
-        recording: Some(lab.folder().join(format!("{GUEST}.output.jsonl"))),
-    };
-    let (journal, clock) = (lab.journal().clone(), lab.clock());
-    let (open, opened) = mpsc::channel();
-    let typist = Typist::start(connect(lab)?, config, move |event| {
-        if matches!(event, Event::SessionOpen { .. }) {
-            // Nobody waits any more when the demo was interrupted.
-            let _ = open.send(());
-        }
-        journal.record(clock.now_ns(), "session", event);
-    })?;
-    Ok((typist, opened))
-}
-
-/// Returns when typing begins; a session that ends instead is reported when it is finished.
-fn wait_for_session(lab: &Lab, typist: &Typist, opened: &Receiver<()>) -> Result<()> {
-    while opened.try_recv().is_err() && !typist.has_ended() {
-        wait(lab, Duration::from_millis(20))?;
-    }
-    Ok(())
-}
-
-pub(crate) fn access(artifacts: &Artifacts) -> Result<Access> {
-    let host_key = &artifacts.guest.ssh_host_key;
-    let text = std::fs::read_to_string(host_key)
-        .with_context(|| format!("cannot read {}", host_key.display()))?;
-    Ok(Access::new("root", &artifacts.guest.ssh_key, &text)?)
-}
-
-/// Starts the probes. UDP is the one that is judged. Every answer costs an emulated guest about half a millisecond of its
-/// CPU, so the others are slower: a guest that is kept busy by probes alone would show nothing but that.
-fn start_probes(prober: &Endpoint, hz: u32) -> Result<Vec<ProbeId>> {
-    let to = std::net::SocketAddrV4::new(SESSION.guest_address(1), ECHO_PORT);
-    let udp_ns = 1000 * MS / u64::from(hz);
-    [
-        (ProbeKind::Udp, udp_ns),
-        (ProbeKind::Tcp, SLOW_PROBE_NS),
-        (ProbeKind::Ping, SLOW_PROBE_NS),
-    ]
-    .into_iter()
-    .map(|(kind, interval_ns)| {
-        prober
-            .start_probe(ProbeConfig {
-                kind,
-                to,
-                interval_ns,
-            })
-            .context("cannot start a probe")
-    })
-    .collect()
 }

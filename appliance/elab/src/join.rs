@@ -6,15 +6,28 @@ use std::net::{SocketAddrV4, TcpListener};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use scenarios::session::Access;
 
 use crate::assembly::{Artifacts, GUEST};
-use crate::demo::SSH_PORT;
 use crate::lab::Lab;
 use crate::network::SESSION;
 
+/// RFC 4253.
+pub(crate) const SSH_PORT: u16 = 22;
 /// The configuration's name in the run folder.
 const CONFIGURATION: &str = "ssh.conf";
 const KNOWN_HOSTS: &str = "ssh.known_hosts";
+
+/// How to log in to the guest, for this program's own sessions.
+///
+/// # Errors
+/// When a key cannot be read.
+pub(crate) fn access(artifacts: &Artifacts) -> Result<Access> {
+    let host_key = &artifacts.guest.ssh_host_key;
+    let text = fs::read_to_string(host_key)
+        .with_context(|| format!("cannot read {}", host_key.display()))?;
+    Ok(Access::new("root", &artifacts.guest.ssh_key, &text)?)
+}
 
 /// Opens the port and gives the command that joins the guest.
 ///

@@ -253,12 +253,6 @@ fn start_lab(
     let artifacts = assembly::artifacts(choices, &progress)?;
     let base = Path::new(RUNS);
     std::fs::create_dir_all(base).with_context(|| format!("cannot make {}", base.display()))?;
-    if run_folder::is_running(&base.join(&choices.name))? {
-        bail!(
-            "lab \"{0}\" is running; end it with `elab down --name {0}`, or choose another --name",
-            choices.name
-        );
-    }
     let lab = Lab::start(assembly::lab_config(choices, &artifacts, &accelerator)?)?;
     let stopper = lab.stopper();
     interrupts.on_interrupt(move || stopper.stop());
@@ -389,7 +383,7 @@ fn run_bench(arguments: &BenchArguments) -> Result<ExitCode> {
         probe_hz: DEFAULT_PROBE_HZ,
         verify: false,
     };
-    demo_on_a_lab(&demo, &interrupts)
+    run_demo_with(&demo, &interrupts)
 }
 
 fn run_demo(arguments: &DemoArguments) -> Result<ExitCode> {
@@ -399,14 +393,11 @@ fn run_demo(arguments: &DemoArguments) -> Result<ExitCode> {
         )
         .into());
     }
-    demo_on_a_lab(arguments, &Interrupts::take()?)
+    run_demo_with(arguments, &Interrupts::take()?)
 }
 
-fn demo_on_a_lab(arguments: &DemoArguments, interrupts: &Interrupts) -> Result<ExitCode> {
-    let choices = arguments.build.choices(&arguments.which.name, 2);
-    let result = start_lab(&choices, true, interrupts)
-        .and_then(|(lab, artifacts)| demo::run(lab, &artifacts, arguments, &progress));
-    match result {
+fn run_demo_with(arguments: &DemoArguments, interrupts: &Interrupts) -> Result<ExitCode> {
+    match demo::run(arguments, interrupts, &progress) {
         Err(_) if interrupts.came() => Ok(ExitCode::from(interrupt::EXIT_CODE)),
         other => other,
     }

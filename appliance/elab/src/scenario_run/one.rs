@@ -19,8 +19,8 @@ use scenarios::verdict::{self, Evidence, Verdict, file_system};
 
 use super::ScenarioLab;
 use crate::assembly::{self, Artifacts, Choices, GuestChoice};
-use crate::demo;
 use crate::interrupt::Interrupts;
+use crate::join;
 use crate::lab::Lab;
 use crate::run_folder::RUNS;
 
@@ -139,7 +139,7 @@ fn act(
         .iter()
         .map(|guest| guest.name.get_ref().clone())
         .collect();
-    let lab = Arc::new(ScenarioLab::new(lab, demo::access(artifacts)?, &names));
+    let lab = Arc::new(ScenarioLab::new(lab, join::access(artifacts)?, &names));
     let drive = Drive {
         factor,
         seed: order.seed,

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use scenarios::evidence;
 
-use super::one::SCENARIO_FILE;
+use super::one::{RUN_FILE, SCENARIO_FILE};
 use crate::run_folder;
 
 /// Results, below the working folder.
@@ -87,8 +87,10 @@ pub fn sweep(runs: &Path) -> Result<()> {
     };
     for entry in entries {
         let folder = entry.context("cannot read the folder of runs")?.path();
-        // Labs of other commands keep their folders: only a run has its scenario with it.
-        if folder.join(SCENARIO_FILE).is_file() && !run_folder::is_running(&folder)? {
+        // Labs of other commands keep their folders: only a run has its scenario with it. One that has its report as well has
+        // ended in order, and someone wants it.
+        let unended = folder.join(SCENARIO_FILE).is_file() && !folder.join(RUN_FILE).exists();
+        if unended && !run_folder::is_running(&folder)? {
             run_folder::end_leftovers(runs)?;
             fs::remove_dir_all(&folder)
                 .with_context(|| format!("cannot delete {}", folder.display()))?;
