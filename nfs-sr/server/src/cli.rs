@@ -158,6 +158,15 @@ enum VdiCommand {
         #[arg(long)]
         uuid: Option<Uuid>,
     },
+    /// Give a disk the contents that another one has now, such as a snapshot of it, at once and without copying. What it held
+    /// is gone. Neither must be open at a host.
+    Revert {
+        /// File of the disk.
+        vdi: PathBuf,
+        /// File of the disk whose contents it gets.
+        #[arg(long)]
+        to: PathBuf,
+    },
     /// Remove a disk. `sr gc` reclaims what it shared.
     Delete {
         /// File of the disk.
@@ -307,6 +316,20 @@ fn run_vdi(command: VdiCommand) -> Result<()> {
             guard.hold(&name)?;
             chain::snapshot(&store, disk_uuid(&name)?, new)?;
             println!("{}", directory(&vdi).join(vdi::file_name(new)).display());
+        }
+        VdiCommand::Revert { vdi, to } => {
+            let ((store, name), (_, other)) = (split(&vdi)?, split(&to)?);
+            if directory(&vdi).canonicalize()? != directory(&to).canonicalize()? {
+                bail!(
+                    "{} and {} are in different repositories; import it there",
+                    vdi.display(),
+                    to.display()
+                );
+            }
+            let guard = Guard::new(directory(&vdi))?;
+            guard.hold(&name)?;
+            guard.hold(&other)?;
+            chain::revert(&store, disk_uuid(&name)?, disk_uuid(&other)?)?;
         }
         VdiCommand::Delete { vdi } => {
             let (store, name) = split(&vdi)?;

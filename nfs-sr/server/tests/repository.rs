@@ -70,7 +70,14 @@ fn history(random: &mut Rng, places: &[u64]) -> (MemoryStore, Model) {
     for step in 0..random.u8(2..14) {
         let disks: Vec<Uuid> = model.keys().copied().collect();
         let uuid = disks[random.usize(0..disks.len())];
-        match random.u8(0..8) {
+        match random.u8(0..9) {
+            8 if model.len() > 1 => {
+                let to = disks[random.usize(0..disks.len())];
+                if to != uuid {
+                    chain::revert(&store, uuid, to).expect("reverted");
+                    model.insert(uuid, model[&to].clone());
+                }
+            }
             0 | 1 if model.len() < 6 => {
                 let new = Uuid::from_random([step + 2; 16]);
                 chain::snapshot(&store, uuid, new).expect("snapshot");
@@ -123,15 +130,22 @@ fn disks_keep_their_contents_whatever_becomes_of_the_others() {
 #[derive(Clone, Copy, Debug)]
 enum Operation {
     Snapshot,
+    Revert,
     Delete,
     Collect,
     Resize,
     Write,
 }
 
-fn perform(store: &MemoryStore, operation: Operation, uuid: Uuid, at: u64) -> Result<(), SrError> {
+fn perform(
+    store: &MemoryStore,
+    operation: Operation,
+    (uuid, other): (Uuid, Uuid),
+    at: u64,
+) -> Result<(), SrError> {
     match operation {
         Operation::Snapshot => chain::snapshot(store, uuid, NEW),
+        Operation::Revert => chain::revert(store, uuid, other),
         Operation::Delete => chain::delete(store, uuid),
         Operation::Collect => chain::collect(store, &()).map(drop),
         Operation::Resize => chain::resize(store, uuid, 2 * SIZE),
@@ -141,8 +155,9 @@ fn perform(store: &MemoryStore, operation: Operation, uuid: Uuid, at: u64) -> Re
 
 const NEW: Uuid = Uuid([0xee; 16]);
 
-const OPERATIONS: [Operation; 5] = [
+const OPERATIONS: [Operation; 6] = [
     Operation::Snapshot,
+    Operation::Revert,
     Operation::Delete,
     Operation::Collect,
     Operation::Resize,
@@ -181,10 +196,13 @@ fn cut_everywhere(seed: u64, operation: Operation, lazy: bool) -> Result<u64, St
     let store = if lazy { store.lazy() } else { store };
     let disks: Vec<Uuid> = model.keys().copied().collect();
     let uuid = disks[random.usize(0..disks.len())];
+    let other = disks[random.usize(0..disks.len())];
     let whole = store.clone();
     whole.cut_after(u64::MAX);
-    if let Err(refused @ SrError::Refused(_)) = perform(&whole, operation, uuid, places[0]) {
-        assert!(matches!(operation, Operation::Resize), "{refused}");
+    if let Err(refused @ SrError::Refused(_)) = perform(&whole, operation, (uuid, other), places[0])
+    {
+        let refusable = matches!(operation, Operation::Resize | Operation::Revert);
+        assert!(refusable, "{refused}");
         return Ok(0);
     }
     let steps = whole.changes();
@@ -195,10 +213,10 @@ fn cut_everywhere(seed: u64, operation: Operation, lazy: bool) -> Result<u64, St
     for cut in (0..steps).filter(interesting) {
         let broken = store.clone();
         broken.cut_after(cut);
-        perform(&broken, operation, uuid, places[0]).expect_err("the power is gone");
+        perform(&broken, operation, (uuid, other), places[0]).expect_err("the power is gone");
         let after = broken.after_cut(&mut random);
         let context = format!("seed {seed}, {operation:?} of {uuid}, cut at {cut} of {steps}");
-        check_after(&after, &model, operation, uuid, &places)
+        check_after(&after, &model, operation, (uuid, other), &places)
             .map_err(|why| format!("{context}: {why}"))?;
         cuts += 1;
     }
@@ -209,7 +227,7 @@ fn check_after(
     store: &MemoryStore,
     model: &Model,
     operation: Operation,
-    uuid: Uuid,
+    (uuid, other): (Uuid, Uuid),
     places: &[u64],
 ) -> Result<(), String> {
     let left = repair(store).map_err(|error| error.to_string())?;
@@ -227,6 +245,9 @@ fn check_after(
         Operation::Delete if !names.contains_key(&file_name(uuid)) => drop(expected.remove(&uuid)),
         Operation::Snapshot if names.contains_key(&file_name(NEW)) => {
             expected.insert(NEW, model[&uuid].clone());
+        }
+        Operation::Revert if holds(store, uuid, &model[&other], places).is_ok() => {
+            expected.insert(uuid, model[&other].clone());
         }
         Operation::Write => {
             // Not acknowledged: the piece is old, new, or torn between sectors; everything else is as it was.

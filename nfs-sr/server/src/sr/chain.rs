@@ -1,4 +1,4 @@
-//! Snapshots, clones, deletion, and taking chains apart again (coalescing). In the order of writes of XenServer's
+//! Snapshots, clones, reverting, deletion, and taking chains apart again (coalescing). In the order of writes of XenServer's
 //! storage manager, so that its tools and these understand what the other left behind.
 //!
 //! XenServer writes its intent to `filelog.txt` first. That is not needed: each state between two steps
@@ -9,10 +9,10 @@ use vhd::{DiskKind, Footer, Header, MAX_CHAIN, NewDisk, Parent, SECTOR, Uuid};
 
 use super::{
     check::Survey,
-    image::{Image, Layer, SrError, at},
+    image::{Image, Layer, SrError, at, ends},
     journal,
     store::Store,
-    vdi::{file_name, new_uuid, publish, timestamp, write_extents},
+    vdi::{file_name, new_uuid, publish, timestamp, uuid_of, write_extents},
 };
 
 /// Read and written at a time.
@@ -21,51 +21,132 @@ const CHUNK: u64 = 256 * 1024;
 /// Makes `new` a disk with the contents that `leaf` has now. The data stays where it is, in a base copy that both read
 /// from; what either writes from now on is its own.
 pub fn snapshot<S: Store>(store: &S, leaf: Uuid, new: Uuid) -> Result<(), SrError> {
+    let new = file_name(new);
+    branch(store, leaf, |child| publish(store, &new, child))
+}
+
+/// Gives a disk the contents that another one has now, such as a snapshot of it. What it held is gone; nothing is copied.
+pub fn revert<S: Store>(store: &S, disk: Uuid, to: Uuid) -> Result<(), SrError> {
+    let name = file_name(disk);
+    if disk == to {
+        return Err(SrError::Refused(format!(
+            "{name} is what it is; name another disk, such as a snapshot of it"
+        )));
+    }
     journal::redo_all(store)?;
-    let (leaf, new) = (file_name(leaf), file_name(new));
-    let survey = Survey::take(store)?;
-    if !survey.children(&leaf).is_empty() {
+    if !at(&name, store.list())?.contains(&name) {
+        return Err(SrError::Refused(format!("there is no disk {name}")));
+    }
+    if let Some(child) = children(store, &name)?.first() {
+        return Err(SrError::Refused(format!(
+            "{name} is the parent of {child}, which needs what it holds"
+        )));
+    }
+    branch(store, to, |child| replace(store, &name, child))
+}
+
+/// Writes a file anew under another name and, when it is whole and durable, lets it take the place of the old one.
+fn replace<S: Store>(
+    store: &S,
+    name: &str,
+    fill: impl FnOnce(&str) -> Result<(), SrError>,
+) -> Result<(), SrError> {
+    let replacement = format!("{name}.new");
+    at(&replacement, store.create(&replacement))?;
+    let filled = fill(&replacement).and_then(|()| at(&replacement, store.sync(&replacement)));
+    if let Err(error) = filled {
+        // What is left is found by `sr check`; the error that matters is the first one.
+        let _ = store.remove(&replacement);
+        return Err(error);
+    }
+    at(name, store.rename(&replacement, name))?;
+    at(name, store.sync_names())
+}
+
+/// Has `place` make a disk that reads from what `leaf` holds now. Its argument writes that disk's file.
+fn branch<S: Store>(
+    store: &S,
+    leaf: Uuid,
+    place: impl FnOnce(&dyn Fn(&str) -> Result<(), SrError>) -> Result<(), SrError>,
+) -> Result<(), SrError> {
+    journal::redo_all(store)?;
+    let leaf = file_name(leaf);
+    if !children(store, &leaf)?.is_empty() {
         return Err(SrError::Refused(format!(
             "{leaf} is a base copy; take a snapshot of one of its children"
         )));
     }
     let image = Image::open(store, &leaf)?;
-    if image.layers.len() >= MAX_CHAIN {
-        return Err(SrError::ChainTooLong { name: leaf });
-    }
-    let footer = image.layers[0].disk.footer().clone();
-    let base = file_name(new_uuid());
-    let parent = Parent {
-        uuid: footer.uuid,
-        timestamp: footer.timestamp,
-        name: base.clone(),
-    };
-    let child = |store: &S, name: &str| {
+    let own = &image.layers[0].disk;
+    let footer = own.footer().clone();
+    let child = |parent: &Parent, name: &str| {
         let child = NewDisk {
             size: footer.size,
             uuid: new_uuid(),
             timestamp: timestamp(),
         };
-        let made = child.differencing(&parent);
+        let made = child.differencing(parent);
         let (_, extents) = made.map_err(|error| SrError::Vhd {
             name: name.to_owned(),
             error,
         })?;
         write_extents(store, name, &extents)
     };
+    // What has written nothing since it was made is no layer: a template can be cloned for ever.
+    let unwritten = own
+        .bat()
+        .is_some_and(|bat| bat.allocated().next().is_none());
+    if let Some(base) = image.layers.get(1).filter(|_| unwritten) {
+        let parent = parent_of(base.disk.footer(), &base.name);
+        return place(&|name| child(&parent, name));
+    }
+    if image.layers.len() >= MAX_CHAIN {
+        return Err(SrError::ChainTooLong { name: leaf });
+    }
+    let base = file_name(new_uuid());
+    let parent = parent_of(&footer, &base);
+    let child = |name: &str| child(&parent, name);
     // The leaf's new file comes first: after a crash it tells which of the data's two names is the base copy's.
     let replacement = format!("{leaf}.new");
     at(&replacement, store.create(&replacement))?;
-    child(store, &replacement)?;
+    child(&replacement)?;
     at(&replacement, store.sync(&replacement))?;
     at(&replacement, store.sync_names())?;
     at(&base, store.link(&leaf, &base))?;
     at(&base, store.sync_names())?;
     at(&leaf, store.rename(&replacement, &leaf))?;
     at(&leaf, store.sync_names())?;
-    publish(store, &new, |name| child(store, name))?;
+    place(&child)?;
     // Last: until here the base might still have become the leaf again.
     hide(store, &base, true)
+}
+
+/// Files whose parent is `name`, by two sectors or so of each file: a survey reads all tables.
+fn children<S: Store>(store: &S, name: &str) -> Result<Vec<String>, SrError> {
+    let mut children = Vec::new();
+    for file in at("the repository", store.list())? {
+        if uuid_of(&file).is_none() {
+            continue;
+        }
+        let header = match ends(store, &file) {
+            Ok((footer, header)) => header.filter(|_| footer.kind == DiskKind::Differencing),
+            Err(error @ SrError::Io { .. }) => return Err(error),
+            // Damaged, which is for `sr check` to say.
+            Err(_) => None,
+        };
+        if header.is_some_and(|header| header.parent_name == name) {
+            children.push(file);
+        }
+    }
+    Ok(children)
+}
+
+fn parent_of(footer: &Footer, name: &str) -> Parent {
+    Parent {
+        uuid: footer.uuid,
+        timestamp: footer.timestamp,
+        name: name.to_owned(),
+    }
 }
 
 /// Marks a disk as a base copy, or as a disk of its own.
@@ -82,8 +163,7 @@ pub fn hide<S: Store>(store: &S, name: &str, hidden: bool) -> Result<(), SrError
 pub fn delete<S: Store>(store: &S, uuid: Uuid) -> Result<(), SrError> {
     journal::redo_all(store)?;
     let name = file_name(uuid);
-    let survey = Survey::take(store)?;
-    if let Some(child) = survey.children(&name).first() {
+    if let Some(child) = children(store, &name)?.first() {
         return Err(SrError::Refused(format!(
             "{name} is the parent of {child}; delete that first"
         )));
@@ -106,7 +186,7 @@ pub fn resize<S: Store>(store: &S, uuid: Uuid, size: u64) -> Result<(), SrError>
     if size < footer.size {
         return refuse("disks do not become smaller, since what is at the end would be lost");
     }
-    if !Survey::take(store)?.children(&name).is_empty() {
+    if !children(store, &name)?.is_empty() {
         return refuse("a base copy keeps its size");
     }
     let new = NewDisk {
@@ -126,17 +206,15 @@ pub fn resize<S: Store>(store: &S, uuid: Uuid, size: u64) -> Result<(), SrError>
         name: name.clone(),
         error,
     })?;
-    let replacement = format!("{name}.new");
-    at(&replacement, store.create(&replacement))?;
-    write_extents(store, &replacement, &extents)?;
-    let mut copy = Layer::open(store, &replacement)?;
-    copy_data(store, &mut old, &mut copy)?;
-    if let Some((offset, bytes)) = copy.mark_full_blocks(store)? {
-        at(&replacement, store.write(&replacement, offset, &bytes))?;
-    }
-    at(&replacement, store.sync(&replacement))?;
-    at(&name, store.rename(&replacement, &name))?;
-    at(&name, store.sync_names())
+    replace(store, &name, |replacement| {
+        write_extents(store, replacement, &extents)?;
+        let mut copy = Layer::open(store, replacement)?;
+        copy_data(store, &mut old, &mut copy)?;
+        match copy.mark_full_blocks(store)? {
+            Some((offset, bytes)) => at(replacement, store.write(replacement, offset, &bytes)),
+            None => Ok(()),
+        }
+    })
 }
 
 /// What keeps hosts from opening a disk while it is worked on.
@@ -299,11 +377,7 @@ fn relink<S: Store>(store: &S, name: &str, parent: &str) -> Result<(), SrError> 
     if footer.kind != DiskKind::Differencing {
         return Err(SrError::Refused(format!("{name} has no parent")));
     }
-    let parent = Parent {
-        uuid: new_parent.disk.footer().uuid,
-        timestamp: new_parent.disk.footer().timestamp,
-        name: parent.to_owned(),
-    };
+    let parent = parent_of(new_parent.disk.footer(), parent);
     let mut header = Header {
         parent: parent.uuid,
         parent_timestamp: parent.timestamp,

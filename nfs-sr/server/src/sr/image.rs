@@ -72,30 +72,45 @@ pub struct Layer {
     bitmaps: HashMap<u32, Bitmap>,
 }
 
+/// Footer of a file, and its header unless the disk is fixed. A footer at the end that is damaged (a crash while a block was
+/// added) is replaced by its copy at the start.
+pub fn ends(store: &impl Store, name: &str) -> Result<(Footer, Option<Header>), SrError> {
+    let length = at(name, store.length(name))?;
+    let last = Footer::parse(&read(store, name, length.saturating_sub(SECTOR), 512)?);
+    let first = Footer::parse(&read(store, name, 0, 512)?);
+    let footer = match (first, last) {
+        (Ok(first), _) if first.kind != DiskKind::Fixed => first,
+        (_, last) => vhd(name, last)?,
+    };
+    let header = match footer.header_offset {
+        Some(offset) => Some(vhd(name, Header::parse(&read(store, name, offset, 1024)?))?),
+        None => None,
+    };
+    Ok((footer, header))
+}
+
+fn read(store: &impl Store, name: &str, offset: u64, length: usize) -> Result<Vec<u8>, SrError> {
+    let mut bytes = vec![0; length];
+    at(name, store.read(name, offset, &mut bytes)).map(|()| bytes)
+}
+
 impl Layer {
-    /// Opens a file without its parents. A footer at the end that is damaged (a crash while a block was added) is replaced
-    /// by its copy at the start.
+    /// Opens a file without its parents.
     pub fn open(store: &impl Store, name: &str) -> Result<Self, SrError> {
-        let read = |offset: u64, length: usize| {
-            let mut bytes = vec![0; length];
-            at(name, store.read(name, offset, &mut bytes)).map(|()| bytes)
-        };
-        let length = at(name, store.length(name))?;
-        let last = Footer::parse(&read(length.saturating_sub(SECTOR), 512)?);
-        let first = Footer::parse(&read(0, 512)?);
-        let footer = match (first, last) {
-            (Ok(first), _) if first.kind != DiskKind::Fixed => first,
-            (_, last) => vhd(name, last)?,
-        };
-        let Some(header_at) = footer.header_offset else {
+        let (footer, header) = ends(store, name)?;
+        let Some(header) = header else {
             return Ok(Self {
                 name: name.to_owned(),
                 disk: Disk::fixed(footer),
                 bitmaps: HashMap::new(),
             });
         };
-        let header = vhd(name, Header::parse(&read(header_at, 1024)?))?;
-        let tables = read(header.bat_offset, Tables::size(&header) as usize)?;
+        let tables = read(
+            store,
+            name,
+            header.bat_offset,
+            Tables::size(&header) as usize,
+        )?;
         let tables = vhd(name, Tables::parse(&tables, &header))?;
         let disk = vhd(name, Disk::sparse(footer, header, tables))?;
         Ok(Self {
