@@ -65,6 +65,36 @@ impl LinkFault {
     }
 }
 
+/// How the disk below the storage server fails. Faults add up until all are cleared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskFault {
+    /// Reading gives an I/O error.
+    EioRead,
+    /// Writing gives an I/O error.
+    EioWrite,
+    /// Syncing gives an I/O error; the server then takes no more writes until it is cleared.
+    EioFsync,
+    /// It is full: what is there can be overwritten, nothing can be added.
+    Full,
+    /// No fault: it was replaced, and the operator trusts it.
+    Clear,
+}
+
+impl DiskFault {
+    /// Its name, as on the wire.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::EioRead => "eio-read",
+            Self::EioWrite => "eio-write",
+            Self::EioFsync => "eio-fsync",
+            Self::Full => "full",
+            Self::Clear => "clear",
+        }
+    }
+}
+
 /// What a lab can be told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
@@ -138,6 +168,10 @@ pub enum Command {
     StorageResume,
     StorageKill,
     StorageStart,
+    /// The disk of the storage server fails, or is well again. A server that is started anew has a disk that is well.
+    StorageFault {
+        fault: DiskFault,
+    },
     Mark {
         text: String,
     },

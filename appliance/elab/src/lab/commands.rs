@@ -44,6 +44,7 @@ impl Inner {
             Command::StorageResume => self.pause_storage(false)?,
             Command::StorageKill => self.kill_storage()?,
             Command::StorageStart => self.start_storage()?,
+            Command::StorageFault { fault } => self.fault_storage(*fault)?,
             Command::Mark { text } => self.record(Event::Mark { text: text.clone() }),
         }
         Ok(Value::Null)

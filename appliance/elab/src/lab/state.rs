@@ -1,6 +1,7 @@
 //! What a lab knows of itself.
 
 use std::collections::BTreeMap;
+use std::io::PipeWriter;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -89,6 +90,9 @@ pub(crate) struct State {
     pub(crate) storage: Option<Arc<Process>>,
     pub(crate) storage_paused: bool,
     pub(crate) storage_ready: bool,
+    /// Where the storage server is told how its disk fails, and what it has taken of that.
+    pub(crate) storage_faults: Option<Arc<PipeWriter>>,
+    pub(crate) storage_fault: Option<String>,
 }
 
 impl State {
@@ -102,17 +106,6 @@ impl State {
             heard_until_ns: 0,
             died: None,
         };
-        let vm = |config: VmConfig| Vm {
-            config,
-            host: None,
-            state: VmState::Halted,
-            stopped: None,
-            migration: None,
-            starting: false,
-            last_migration: 0,
-            console: Vec::new(),
-            console_taken: BTreeMap::new(),
-        };
         Self {
             stopping: false,
             hosts: specs
@@ -121,7 +114,7 @@ impl State {
                 .collect(),
             vms: vms
                 .into_iter()
-                .map(|config| (config.name.clone(), vm(config)))
+                .map(|config| (config.name.clone(), Vm::halted(config)))
                 .collect(),
             leases: BTreeMap::new(),
             migrations: 0,
@@ -129,6 +122,8 @@ impl State {
             storage: None,
             storage_paused: false,
             storage_ready: false,
+            storage_faults: None,
+            storage_fault: None,
         }
     }
 
@@ -148,6 +143,21 @@ impl State {
 }
 
 impl Vm {
+    /// One that has not run in this lab.
+    pub(crate) fn halted(config: VmConfig) -> Self {
+        Self {
+            config,
+            host: None,
+            state: VmState::Halted,
+            stopped: None,
+            migration: None,
+            starting: false,
+            last_migration: 0,
+            console: Vec::new(),
+            console_taken: BTreeMap::new(),
+        }
+    }
+
     /// A command is under way that will tell where it is.
     pub(crate) fn is_busy(&self) -> bool {
         self.starting || self.migration.is_some()

@@ -1,19 +1,20 @@
 //! The storage server: a child process on the storage network.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use lab_protocol::Event;
+use lab_protocol::command::DiskFault;
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 
 use super::Inner;
-use super::state::GaveUp;
+use super::state::{GaveUp, State};
 use crate::network::{PREFIX, STORAGE};
 use crate::process::Process;
 
@@ -22,6 +23,8 @@ const PORT: &str = "nfs";
 const LINK_SOCKET: &str = "nfs-storage.sock";
 /// Opening the export takes no time worth mentioning, starting a process on a busy machine may.
 const START_PATIENCE: Duration = Duration::from_secs(20);
+/// A server that runs takes a fault at once.
+const FAULT_PATIENCE: Duration = Duration::from_secs(5);
 /// A server that is told to end has so long to write back.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -47,6 +50,9 @@ enum Said {
     StorageFailed {
         path: String,
         error: String,
+    },
+    DiskFault {
+        fault: String,
     },
     Warning {
         message: String,
@@ -94,6 +100,7 @@ impl Inner {
             .open(&log)
             .with_context(|| format!("cannot write {}", log.display()))?;
         let (events, stdout) = io::pipe().context("cannot make a pipe")?;
+        let (stdin, faults) = io::pipe().context("cannot make a pipe")?;
         let mac = STORAGE
             .endpoint_mac(1)
             .map(|byte| format!("{byte:02x}"))
@@ -112,8 +119,8 @@ impl Inner {
                 "--address",
             ])
             .arg(format!("{}/{PREFIX}", STORAGE.lab_address()))
-            .args(["--mtu", &STORAGE.mtu.to_string()])
-            .stdin(Stdio::null())
+            .args(["--mtu", &STORAGE.mtu.to_string(), "--faults"])
+            .stdin(stdin)
             .stdout(stdout)
             .stderr(log);
         let inner = Arc::downgrade(self);
@@ -128,6 +135,7 @@ impl Inner {
             state.storage = Some(Arc::new(process));
             state.storage_paused = false;
             state.storage_ready = false;
+            state.storage_faults = Some(Arc::new(faults));
         });
         self.storage_state("started");
         let inner = Arc::downgrade(self);
@@ -185,6 +193,11 @@ impl Inner {
                 level: "error".into(),
                 text: format!("storage failed: {path}: {error}"),
             },
+            Said::DiskFault { fault } => {
+                let state = format!("disk: {fault}");
+                self.update(|state| state.storage_fault = Some(fault));
+                Event::StorageState { state }
+            }
             Said::Warning { message } => Event::Message {
                 level: "warning".into(),
                 text: message,
@@ -224,6 +237,24 @@ impl Inner {
         process.signal(signal)?;
         self.update(|state| state.storage_paused = pause);
         Ok(())
+    }
+
+    /// Has the server's disk fail, or be well; returns when it does.
+    pub(crate) fn fault_storage(&self, fault: DiskFault) -> Result<()> {
+        let faults = self.update(|state| {
+            state.storage_fault = None;
+            state.storage.as_ref().and(state.storage_faults.clone())
+        });
+        let faults = faults.context("the storage server is not running")?;
+        writeln!(&*faults, "{}", fault.name()).context("the storage server does not listen")?;
+        let taken = |state: &mut State| {
+            (state.storage_fault.as_deref() == Some(fault.name())).then_some(())
+        };
+        match self.wait(FAULT_PATIENCE, taken) {
+            Ok(()) => Ok(()),
+            Err(GaveUp::Stopping) => bail!("interrupted"),
+            Err(GaveUp::Deadline) => bail!("the storage server does not answer; is it paused?"),
+        }
     }
 
     /// As by a power cut.
