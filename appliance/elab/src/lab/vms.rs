@@ -191,7 +191,15 @@ impl Inner {
 
     /// What it means that the source was lost, and that the destination does not say that it has the guest.
     fn source_lost(&self, vm: &str, from: &str, to: &str) -> String {
-        if self.lock().hosts[from].power == Power::Off {
+        let state = self.lock();
+        let (off, protected) = (state.hosts[from].power == Power::Off, state.pool.is_some());
+        drop(state);
+        if off && protected {
+            format!(
+                "{from} was lost before the guest had become {to}'s, and the guest with it; \
+                 the pool restarts it, and `elab ha status` tells where"
+            )
+        } else if off {
             format!(
                 "{from} was lost before the guest had become {to}'s, and the guest with it; \
                  start it again with: elab vm start {vm} --host {to}"

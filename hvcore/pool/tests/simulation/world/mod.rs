@@ -474,6 +474,11 @@ impl World {
                 }
             }
             Answer::TakenOver(vm, Some(epoch)) => {
+                // A host asks once at a time: this answers a repetition, and the guest may be on its way already.
+                let copy = self.hosts[host].copies.get(&vm);
+                if copy.is_some_and(|copy| copy.epoch >= epoch) {
+                    return;
+                }
                 self.hosts[host].copies.insert(
                     vm,
                     Copy {
