@@ -4,20 +4,21 @@
 use std::fmt::Write;
 
 use lab_protocol::{Command, LinkFault};
-use scenarios::scenario::units;
+use scenarios::scenario::{library, units};
 
 /// The words that complete a command line, by what comes before them.
 const WORDS: &[(&str, &[&str])] = &[
     (
         "",
         &[
-            "host", "vm", "link", "sr", "mark", "down", "view", "quit", "help",
+            "host", "vm", "link", "sr", "ha", "mark", "run", "down", "view", "quit", "help",
         ],
     ),
     ("host", &["power-on", "power-off", "pull", "freeze", "thaw"]),
     ("vm", &["start", "stop", "migrate", "cancel"]),
     ("link", &["set", "heal"]),
     ("sr", &["pause", "resume", "kill", "start"]),
+    ("ha", &["enable"]),
     (
         "view",
         &[
@@ -37,6 +38,8 @@ const WORDS: &[(&str, &[&str])] = &[
 pub enum Typed {
     /// For the lab.
     Lab(Command),
+    /// Run a scenario, by its name or file.
+    Run(String),
     /// Show a view, by its name.
     View(String),
     /// Leave.
@@ -63,6 +66,13 @@ pub fn parse(line: &str) -> Result<Typed, String> {
                 Err(format!("there is no view \"{name}\": {}", names.join(", ")))
             };
         }
+        ["run", scenario] => return Ok(Typed::Run(owned(scenario))),
+        ["ha", "enable"] => Command::HaEnable { failures: 1 },
+        ["ha", "enable", "--failures", number] => Command::HaEnable {
+            failures: number
+                .parse()
+                .map_err(|_| format!("--failures {number}: give a number of hosts"))?,
+        },
         ["down"] => Command::Down,
         ["host", "power-on", host] => Command::HostPowerOn { host: owned(host) },
         ["host", "power-off", host] => Command::HostPowerOff { host: owned(host) },
@@ -156,7 +166,9 @@ pub fn complete(line: &str, hosts: &[&str], vms: &[&str]) -> Vec<String> {
     let names = |names: &[&str]| -> Vec<String> { names.iter().map(|n| (*n).to_owned()).collect() };
     let candidates: Vec<String> = match words.as_slice() {
         [] => names(choices("")),
+        ["run"] => library::ALL.iter().map(|one| one.name.to_owned()).collect(),
         [first] => names(choices(first)),
+        ["ha", "enable"] => names(&["--failures"]),
         ["host", _] | ["vm", "migrate", _] | ["vm", "start", _, "--host"] => names(hosts),
         ["vm", "start", _] => names(&["--host"]),
         ["vm", "stop", _] => names(&["--force"]),
@@ -204,6 +216,7 @@ pub fn words(command: &Command) -> String {
         Command::VmMigrateCancel { vm } => format!("vm cancel {vm}"),
         Command::LinkSet { link, fault } => format!("link set {link}{}", fault_words(fault)),
         Command::LinkHeal { link } => format!("link heal {link}"),
+        Command::HaEnable { failures } => format!("ha enable --failures {failures}"),
         Command::StoragePause => "sr pause".into(),
         Command::StorageResume => "sr resume".into(),
         Command::StorageKill => "sr kill".into(),
@@ -318,6 +331,7 @@ mod tests {
             (name(), name(), any::<bool>()).prop_map(|(vm, to, verify)| migrate(&vm, &to, verify)),
             (name(), fault()).prop_map(|(link, fault)| Command::LinkSet { link, fault }),
             name().prop_map(|link| Command::LinkHeal { link }),
+            any::<u8>().prop_map(|failures| Command::HaEnable { failures }),
             "[a-z]+( [a-z]+){0,3}".prop_map(|text| Command::Mark { text }),
         ]
     }

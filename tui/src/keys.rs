@@ -77,6 +77,24 @@ pub enum Action {
     Console,
     /// Mark this moment.
     Mark,
+    /// Type into the session.
+    TypeSession,
+    /// Start or stop a recording of the session.
+    Record,
+    /// Run a scenario.
+    RunScenario,
+    /// Compare two runs.
+    Compare,
+    /// Open a run's report.
+    OpenReport,
+    /// Write a VM's disks out.
+    Export,
+    /// Read a VM's disks in.
+    Import,
+    /// Keep a disk as it is now.
+    Snapshot,
+    /// Make a second disk like this one.
+    Clone,
 }
 
 /// A row of the table.
@@ -381,6 +399,63 @@ pub const TABLE: &[Row] = &[
         "mark",
         &["M"],
         "mark this moment in the log",
+        Group::Act,
+    ),
+    row(
+        Action::TypeSession,
+        "type-session",
+        &["i"],
+        "type into the session",
+        Group::Act,
+    ),
+    row(
+        Action::Record,
+        "record",
+        &["r"],
+        "start or stop a recording of the session",
+        Group::Act,
+    ),
+    row(
+        Action::RunScenario,
+        "run-scenario",
+        &["R"],
+        "run a scenario in a lab of its own",
+        Group::Act,
+    ),
+    row(
+        Action::Compare,
+        "compare",
+        &["v"],
+        "in the runs: compare two",
+        Group::Act,
+    ),
+    row(
+        Action::OpenReport,
+        "open-report",
+        &["w"],
+        "in the runs: open the report",
+        Group::Act,
+    ),
+    row(
+        Action::Export,
+        "export",
+        &["E"],
+        "export the VM",
+        Group::Act,
+    ),
+    row(Action::Import, "import", &["I"], "import a VM", Group::Act),
+    row(
+        Action::Snapshot,
+        "snapshot",
+        &["S"],
+        "snapshot the VM's disk",
+        Group::Act,
+    ),
+    row(
+        Action::Clone,
+        "clone",
+        &["C"],
+        "clone the VM's disk",
         Group::Act,
     ),
 ];

@@ -19,7 +19,9 @@ mod terminal;
 pub mod theme;
 pub mod view;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::{self, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
@@ -114,6 +116,11 @@ fn show(
                 Effect::Send(command) => shown.send(command),
                 Effect::ListRuns => list_runs(&options.runs, &mut shown.app, now()),
                 Effect::Open(folder) => shown.switch_to(options, &folder, inputs, now()),
+                Effect::OpenReport(path) => open_report(&path, &mut shown.app),
+                Effect::SaveRecording { from_ns, to_ns } => shown.save_recording(from_ns, to_ns),
+                Effect::RunScenario(name) => {
+                    run_scenario(&name, &options.runs, inputs, &mut shown.app);
+                }
                 Effect::Leave { down } => return Ok(shown.leave(down)),
             }
         }
@@ -162,6 +169,58 @@ fn list_runs(base: &Path, app: &mut App, now_ns: u64) {
             format!("cannot read {}: {error}", base.display()),
         ),
     }
+}
+
+/// Shows a report in the desktop's browser; says where it is, for there may be no desktop.
+fn open_report(path: &Path, app: &mut App) {
+    let opened = process::Command::new("xdg-open")
+        .arg(path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    // The desktop's program goes on by itself; a thread waits for its end.
+    if let Ok(mut child) = opened {
+        std::thread::spawn(move || child.wait());
+    }
+    app.say(app::Level::Note, format!("report: {}", path.display()));
+}
+
+/// Runs a scenario in a lab of its own, beside what is shown; its end comes as an answer. It goes on when we leave, so what it
+/// prints goes into a file.
+fn run_scenario(name: &str, runs: &Path, inputs: &Sender<Input>, app: &mut App) {
+    let output = runs.join("scenario.log");
+    let started = File::create(&output).and_then(|log| {
+        process::Command::new(std::env::current_exe()?)
+            .args(["run", name])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+    });
+    let mut child = match started {
+        Ok(child) => child,
+        Err(error) => {
+            return app.say(app::Level::Failed, format!("elab run {name}: {error}"));
+        }
+    };
+    app.say(
+        app::Level::Note,
+        format!(
+            "elab run {name}: started; 7 shows its run, and it prints into {}",
+            output.display()
+        ),
+    );
+    let (words, inputs) = (format!("run {name}"), inputs.clone());
+    std::thread::spawn(move || {
+        let result = match child.wait() {
+            Ok(status) if status.success() => Ok("passed; `elab report` shows it".into()),
+            Ok(status) => Err(format!("{status}; see {}", output.display())),
+            Err(error) => Err(error.to_string()),
+        };
+        // Nobody looks any more when this fails.
+        let _ = inputs.send(Input::Answer { words, result });
+    });
 }
 
 /// A run on the screen.
@@ -248,6 +307,17 @@ impl Shown {
                 *self = other;
             }
             Err(error) => self.app.say(app::Level::Failed, format!("{error:#}")),
+        }
+    }
+
+    fn save_recording(&mut self, from_ns: u64, to_ns: u64) {
+        match run_folder::save_recording(&self.folder, from_ns, to_ns) {
+            Ok(file) => self
+                .app
+                .say(app::Level::Done, format!("recorded: {}", file.display())),
+            Err(error) => self
+                .app
+                .say(app::Level::Failed, format!("nothing was recorded: {error}")),
         }
     }
 

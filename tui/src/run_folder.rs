@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use scenarios::evidence::cast::Recording;
 use serde_json::Value;
 
 use crate::app::Run;
@@ -131,6 +132,34 @@ fn find_recording(folder: &Path) -> io::Result<Option<PathBuf>> {
     Ok(names.into_iter().min())
 }
 
+/// Writes what a run's session showed in a stretch of the lab's time, as an asciicast beside its log; gives the file.
+///
+/// # Errors
+/// When there is no recording, or the file cannot be written.
+pub fn save_recording(folder: &Path, from_ns: u64, to_ns: u64) -> io::Result<PathBuf> {
+    let path = find_recording(folder)?.ok_or(io::ErrorKind::NotFound)?;
+    let mut recording = Recording::read(&path)?;
+    // It begins with the screen as it was then.
+    let mut before = vt100::Parser::new(recording.rows, recording.columns, 0);
+    let mut output = Vec::new();
+    for (t_ns, text) in recording.output {
+        if t_ns < from_ns {
+            before.process(text.as_bytes());
+        } else if t_ns <= to_ns {
+            output.push((t_ns, text));
+        }
+    }
+    let state = before.screen().contents_formatted();
+    output.insert(0, (from_ns, String::from_utf8_lossy(&state).into_owned()));
+    recording.output = output;
+    let file = folder.join(format!("recording-{}s.cast", from_ns / 1_000_000_000));
+    std::fs::write(
+        &file,
+        recording.asciicast("a recording of the session", &[]),
+    )?;
+    Ok(file)
+}
+
 /// Takes a line of a recording; `true` when it printed.
 fn take_line(line: &str, screens: &mut Screens) -> bool {
     match serde_json::from_str(line) {
@@ -212,6 +241,14 @@ fn add_report(run: &mut Run) {
         return;
     };
     run.migrations = report["migrations"].as_array().map(|all| all.len() as u64);
+    run.pause_ms = report["migrations"].as_array().and_then(|all| {
+        let mut pauses: Vec<f64> = all
+            .iter()
+            .filter_map(|one| one["pause_ms"].as_f64())
+            .collect();
+        pauses.sort_by(f64::total_cmp);
+        pauses.get(pauses.len() / 2).copied()
+    });
     run.keys_lost = report["typist"]["lost"].as_u64();
     run.gap_ms = report["probes"]
         .as_array()
@@ -257,6 +294,29 @@ mod tests {
         assert_eq!(screens.session().contents(), "mov");
         screens.show_at(Some(1750));
         assert_eq!(screens.session().contents(), "movie");
+    }
+
+    #[test]
+    fn a_recording_begins_with_the_screen_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines =
+            "{\"columns\":40,\"rows\":10}\n[1000,\"the \"]\n[2000,\"gold\"]\n[3000,\" rush\"]\n";
+        std::fs::write(folder.path().join(format!("session{RECORDING}")), lines).unwrap();
+        let file = save_recording(folder.path(), 1500, 2500).unwrap();
+        let cast = std::fs::read_to_string(file).unwrap();
+        let printed: String = cast
+            .lines()
+            .skip(1)
+            .map(|line| {
+                serde_json::from_str::<Value>(line).unwrap()[2]
+                    .as_str()
+                    .unwrap()
+                    .to_owned()
+            })
+            .collect();
+        let mut screen = vt100::Parser::new(10, 40, 0);
+        screen.process(printed.as_bytes());
+        assert_eq!(screen.screen().contents(), "the gold");
     }
 
     #[test]

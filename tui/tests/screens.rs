@@ -5,7 +5,7 @@ mod fixture;
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use fixture::{Story, demo};
 use insta::assert_snapshot;
-use lab_protocol::{Command, Event, LinkFault};
+use lab_protocol::{Command, Event, LinkFault, PoolMark};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::style::Color;
@@ -81,10 +81,16 @@ fn earlier_runs() {
         running,
         migrations: Some(20),
         gap_ms: Some(61.5),
+        pause_ms: Some(15.1),
         keys_lost: Some(0),
     };
     app.update(Input::Runs(vec![run("lab", true), run("demo", false)]), 0);
     assert_snapshot!(text(&mut app, 80, 24));
+    let report = Effect::OpenReport("lab/report.html".into());
+    assert_eq!(press(&mut app, "w"), [report]);
+    assert_eq!(press(&mut app, "vjv"), []);
+    assert_snapshot!("two_runs", text(&mut app, 80, 24));
+    press(&mut app, "\x1bk");
     assert_eq!(press(&mut app, "j\n"), [Effect::Open("demo".into())]);
 }
 
@@ -181,6 +187,10 @@ fn what_is_impossible_says_why() {
         ("O", "h1 is on"),
         ("s", "session is running"),
         ("x", "select a link in the network view"),
+        ("w", "select a run in the runs (7) first"),
+        ("r", "no session is open"),
+        ("i", "the typist's, whose echoes are measured"),
+        ("5S", "no command for that"),
     ] {
         assert_eq!(press(&mut app, keys), []);
         let shown = text(&mut app, 120, 40);
@@ -243,6 +253,59 @@ fn a_command_is_typed_completed_and_mended() {
     press(&mut app, "\x1b");
     app.update(answer, 0);
     assert!(text(&mut app, 120, 40).contains("the hosts are h1, h2"));
+}
+
+#[test]
+fn a_recording_starts_and_ends() {
+    let mut app = demo_app();
+    app.screens.add_session_output(tui::screen::Output {
+        t_ns: S,
+        bytes: b"Movie".to_vec(),
+    });
+    assert_eq!(press(&mut app, "2r"), []);
+    assert!(text(&mut app, 80, 24).contains(" REC "));
+    app.update(Input::Tick, 3 * S);
+    let r = KeyEvent::new(KeyCode::Char('r'), KeyModifiers::NONE);
+    let saved = Effect::SaveRecording {
+        from_ns: 12 * S,
+        to_ns: 15 * S,
+    };
+    assert_eq!(app.update(Input::Key(r), 3 * S), [saved]);
+    assert!(!text(&mut app, 80, 24).contains(" REC "));
+}
+
+#[test]
+fn a_scenario_is_chosen_by_its_name() {
+    let mut app = demo_app();
+    press(&mut app, "Rmigrate-i\t");
+    assert!(text(&mut app, 80, 24).contains(":run migrate-idle"));
+    let run = Effect::RunScenario("migrate-idle".into());
+    assert_eq!(press(&mut app, "\n"), [run]);
+    let config = Config {
+        readonly: true,
+        ..Config::default()
+    };
+    let mut app = live(&demo(), &config);
+    assert_eq!(press(&mut app, "R:run demo\n"), []);
+}
+
+#[test]
+fn what_the_pool_can_bear_is_on_the_overview() {
+    let mut story = demo();
+    assert!(text(&mut live(&story, &Config::default()), 80, 24).contains("elab ha enable"));
+    let event = Event::Pool {
+        host: "h1".into(),
+        mark: PoolMark::Protection,
+        vm: None,
+        about: None,
+        text: "the pool can bear 1 host failures".into(),
+    };
+    story.say(11_600, "h1", event);
+    let shown = text(&mut live(&story, &Config::default()), 80, 24);
+    assert!(
+        shown.contains("the pool can bear 1 host failures"),
+        "{shown}"
+    );
 }
 
 #[test]

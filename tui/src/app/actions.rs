@@ -2,7 +2,7 @@
 
 use lab_protocol::{Command, LinkFault};
 
-use super::{App, Effect, Level, Mode, Overlay, Pick, View};
+use super::{App, Effect, Level, LineEdit, Mode, Overlay, Pick, Run, View};
 use crate::command;
 use crate::keys::Action;
 use crate::model::Lab;
@@ -27,6 +27,16 @@ pub enum Plan {
     Choose(String, Vec<Pick>),
     /// A VM's console takes the keyboard.
     Console(String),
+    /// A mark is typed.
+    Mark,
+    /// A command is typed, which begins so.
+    Type(&'static str),
+    /// A recording starts, or ends and is written.
+    Record,
+    /// A run's report is opened.
+    OpenReport(std::path::PathBuf),
+    /// A run is put beside the next one that is chosen, or the one chosen before.
+    Compare(Box<Run>),
 }
 
 /// Networks of a host, in the order of its cards.
@@ -36,7 +46,16 @@ pub const NETWORKS: [&str; 3] = ["mgmt", "storage", "session"];
 #[must_use]
 pub fn shown(view: View) -> &'static [Action] {
     match view {
-        View::Overview | View::Session | View::Migration => &[
+        View::Session => &[
+            Action::Migrate,
+            Action::Cancel,
+            Action::Console,
+            Action::TypeSession,
+            Action::Record,
+            Action::Pull,
+            Action::FreezeHost,
+        ],
+        View::Overview | View::Migration => &[
             Action::Migrate,
             Action::Cancel,
             Action::StartVm,
@@ -46,8 +65,16 @@ pub fn shown(view: View) -> &'static [Action] {
             Action::PowerOn,
         ],
         View::Network => &[Action::Cut, Action::Delay, Action::Loss, Action::Heal],
-        View::Storage => &[Action::StoragePause, Action::StorageKill],
-        View::Events | View::Runs => &[],
+        View::Storage => &[
+            Action::StoragePause,
+            Action::StorageKill,
+            Action::Export,
+            Action::Import,
+            Action::Snapshot,
+            Action::Clone,
+        ],
+        View::Events => &[Action::Mark],
+        View::Runs => &[Action::OpenReport, Action::Compare, Action::RunScenario],
     }
 }
 
@@ -138,6 +165,9 @@ impl App {
     /// # Errors
     /// The reason why it is not possible.
     pub fn plan(&self, action: Action) -> Result<Plan, String> {
+        if let Some(plan) = self.plan_of_runs(action) {
+            return plan;
+        }
         self.may_command()?;
         let lab = self.lab();
         let running = |host: &String| -> Result<(), String> {
@@ -256,9 +286,44 @@ impl App {
                     Command::StorageKill,
                 ),
             }),
-            Action::Mark => Err("this screen is read-only (--readonly)".into()),
+            Action::Mark => Ok(Plan::Mark),
+            Action::TypeSession => Err(
+                "the session's keys are the typist's, whose echoes are measured; o types at the console".into(),
+            ),
+            Action::Export | Action::Import | Action::Snapshot | Action::Clone => {
+                Err("a running lab has no command for that; its disks are in use".into())
+            }
             _ => Err("this key does nothing here".into()),
         }
+    }
+
+    /// What needs no running lab.
+    fn plan_of_runs(&self, action: Action) -> Option<Result<Plan, String>> {
+        let run = || match self.view {
+            View::Runs => self.runs.get(self.selected()).ok_or("there is no run"),
+            _ => Err("select a run in the runs (7) first"),
+        };
+        Some(match action {
+            Action::OpenReport => run()
+                .map_err(str::to_owned)
+                .and_then(|run| match run.gap_ms {
+                    Some(_) => Ok(Plan::OpenReport(run.folder.join("report.html"))),
+                    None => Err(format!("{} has no report", run.name)),
+                }),
+            Action::Compare => run()
+                .map_err(str::to_owned)
+                .and_then(|run| match run.gap_ms {
+                    Some(_) => Ok(Plan::Compare(Box::new(run.clone()))),
+                    None => Err(format!("{} has no report to compare", run.name)),
+                }),
+            Action::RunScenario if self.readonly => {
+                Err("this screen is read-only (--readonly)".into())
+            }
+            Action::RunScenario => Ok(Plan::Type("run ")),
+            Action::Record if self.screens.has_session() => Ok(Plan::Record),
+            Action::Record => Err("no session is open that could be recorded".into()),
+            _ => return None,
+        })
     }
 
     pub(super) fn plan_and_ask(&mut self, action: Action) -> Vec<Effect> {
@@ -278,9 +343,42 @@ impl App {
                 self.screens.attach(&vm);
                 self.overlay = Some(Overlay::Console { vm });
             }
+            Ok(Plan::Mark) => self.overlay = Some(Overlay::MarkLine(LineEdit::default())),
+            Ok(Plan::Type(words)) => {
+                self.overlay = Some(Overlay::CommandLine(LineEdit::new(words)));
+            }
+            Ok(Plan::OpenReport(path)) => return vec![Effect::OpenReport(path)],
+            Ok(Plan::Record) => return self.record(),
+            Ok(Plan::Compare(run)) => match self.compared.take() {
+                Some(first) if first.folder != run.folder => {
+                    self.overlay = Some(Overlay::Compare(first, run));
+                }
+                _ => {
+                    self.say(
+                        Level::Note,
+                        format!("{} and which other? choose it the same way", run.name),
+                    );
+                    self.compared = Some(run);
+                }
+            },
             Err(reason) => self.say(Level::Note, reason),
         }
         Vec::new()
+    }
+
+    /// Starts a recording, or ends it.
+    fn record(&mut self) -> Vec<Effect> {
+        let now_ns = self.lab_now_ns();
+        match self.recording_since_ns.take() {
+            Some(from_ns) => vec![Effect::SaveRecording {
+                from_ns,
+                to_ns: now_ns,
+            }],
+            None => {
+                self.recording_since_ns = Some(now_ns);
+                Vec::new()
+            }
+        }
     }
 }
 

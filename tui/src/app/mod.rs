@@ -127,6 +127,8 @@ pub struct Run {
     pub migrations: Option<u64>,
     /// Median of the UDP gap, in milliseconds.
     pub gap_ms: Option<f64>,
+    /// Median of the vCPUs' pause, in milliseconds.
+    pub pause_ms: Option<f64>,
     /// Keys lost.
     pub keys_lost: Option<u64>,
 }
@@ -167,6 +169,17 @@ pub enum Effect {
     ListRuns,
     /// Show another run.
     Open(std::path::PathBuf),
+    /// Show a report, in whatever shows such files.
+    OpenReport(std::path::PathBuf),
+    /// Write what the session showed in a stretch of the lab's time.
+    SaveRecording {
+        /// From here on.
+        from_ns: u64,
+        /// Up to here.
+        to_ns: u64,
+    },
+    /// Run a scenario, by its name or file.
+    RunScenario(String),
     /// Leave, ending the lab first if so said.
     Leave {
         /// Whether the lab shall end.
@@ -220,6 +233,10 @@ pub struct App {
     pub pinned_ns: Option<u64>,
     /// Earlier runs.
     pub runs: Vec<Run>,
+    /// The run that waits for another to be compared with.
+    compared: Option<Box<Run>>,
+    /// Since when the session is recorded, on the lab's clock.
+    pub recording_since_ns: Option<u64>,
     /// Our clock at the last input.
     now_ns: u64,
     last_tick_ns: u64,
@@ -269,6 +286,8 @@ impl App {
             zoom: 4,
             pinned_ns: None,
             runs: Vec::new(),
+            compared: None,
+            recording_since_ns: None,
             now_ns: 0,
             last_tick_ns: 0,
             echo: Echo::default(),
@@ -505,9 +524,6 @@ impl App {
             Action::Filter => {
                 self.view = View::Events;
                 self.overlay = Some(Overlay::Filter(LineEdit::new(&self.filter)));
-            }
-            Action::Mark if !self.readonly => {
-                self.overlay = Some(Overlay::MarkLine(LineEdit::default()));
             }
             Action::Back => self.back(),
             Action::Freeze => self.freeze(),

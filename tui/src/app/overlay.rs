@@ -3,7 +3,7 @@
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use lab_protocol::Command;
 
-use super::{App, Effect, Level, View};
+use super::{App, Effect, Level, Run, View};
 use crate::command::{self, Typed};
 use crate::keys::{Action, Key};
 
@@ -109,6 +109,8 @@ pub enum Overlay {
     MarkLine(LineEdit),
     /// Whether the lab shall stay up.
     Leave,
+    /// Two runs beside one another.
+    Compare(Box<Run>, Box<Run>),
     /// A VM's console has the keyboard.
     Console {
         /// Which VM.
@@ -178,7 +180,8 @@ impl App {
                     self.overlay = Some(Overlay::MarkLine(line));
                 }
             }
-            Overlay::Console { .. } => {}
+            // Any key closes.
+            Overlay::Compare(..) | Overlay::Console { .. } => {}
         }
         Vec::new()
     }
@@ -215,6 +218,11 @@ impl App {
             KeyCode::Enter => {
                 return match command::parse(&line.text) {
                     Ok(Typed::Lab(command)) => self.send(command),
+                    Ok(Typed::Run(_)) if self.readonly => {
+                        self.say(Level::Note, "this screen is read-only (--readonly)");
+                        Vec::new()
+                    }
+                    Ok(Typed::Run(scenario)) => vec![Effect::RunScenario(scenario)],
                     Ok(Typed::Quit) => self.ask_to_leave(),
                     Ok(Typed::Help) => {
                         self.overlay = Some(Overlay::Help { from: 0 });

@@ -8,7 +8,7 @@ mod probes;
 
 use std::collections::BTreeMap;
 
-use lab_protocol::{Event, Record};
+use lab_protocol::{Event, PoolMark, Record};
 
 pub use migrations::Migrations;
 pub use migrations::Shade;
@@ -154,6 +154,10 @@ pub struct Lab {
     pub session: Option<Result<String, String>>,
     /// Result of the last comparison of the document.
     pub document: Option<(bool, String)>,
+    /// What failures the pool can bear, in its own words; `None` while its hosts protect no VM.
+    pub protection: Option<String>,
+    /// What the hosts' pool said last, and when.
+    pub pool: Option<(u64, String)>,
     /// Records folded so far.
     pub records: u64,
 }
@@ -221,6 +225,12 @@ impl Lab {
                 self.document = Some((*equal, detail.clone()));
             }
             Event::Mark { text } => self.marks.push((record.t_ns, text.clone())),
+            Event::Pool { mark, text, .. } => {
+                if *mark == PoolMark::Protection {
+                    self.protection = Some(text.clone());
+                }
+                self.pool = Some((record.t_ns, text.clone()));
+            }
             other => self.apply_to_vm(record.t_ns, other),
         }
     }
@@ -228,6 +238,11 @@ impl Lab {
     fn apply_to_vm(&mut self, t_ns: u64, event: &Event) {
         match event {
             Event::VmState { vm, host, state } => {
+                // What a migration builds at its destination is not the VM before it runs there.
+                let arriving = self.migrations.under_way(vm);
+                if state != "running" && arriving.is_some_and(|one| one.to == *host) {
+                    return;
+                }
                 let vm = self.vm(vm);
                 vm.state.clone_from(state);
                 vm.host.clone_from(host);
@@ -394,6 +409,58 @@ mod tests {
         ]);
         let vm = &lab.vms["session"];
         assert_eq!((vm.host.as_str(), vm.is_alive()), ("h2", true));
+    }
+
+    #[test]
+    fn a_vm_that_arrives_is_still_where_it_runs() {
+        let at_h2 = |state: &str| Event::VmState {
+            vm: "session".into(),
+            host: "h2".into(),
+            state: state.into(),
+        };
+        let requested = Event::MigrationRequested {
+            vm: "session".into(),
+            migration: 1,
+            from: "h1".into(),
+            to: "h2".into(),
+        };
+        let mut lab = lab(vec![
+            (0, running("h1")),
+            (1, requested),
+            (2, at_h2("starting")),
+        ]);
+        let vm = |lab: &Lab| {
+            (
+                lab.vms["session"].host.clone(),
+                lab.vms["session"].state.clone(),
+            )
+        };
+        assert_eq!(vm(&lab), ("h1".into(), "running".into()));
+        lab.apply(&record(3, at_h2("running")));
+        assert_eq!(vm(&lab), ("h2".into(), "running".into()));
+    }
+
+    #[test]
+    fn what_the_pool_can_bear_is_in_its_own_words() {
+        let said = |mark, text: &str| Event::Pool {
+            host: "h1".into(),
+            mark,
+            vm: None,
+            about: None,
+            text: text.into(),
+        };
+        let lab = lab(vec![
+            (
+                0,
+                said(PoolMark::Protection, "the pool can bear 1 host failures"),
+            ),
+            (1, said(PoolMark::Suspected, "h2 is silent")),
+        ]);
+        assert_eq!(
+            lab.protection.as_deref(),
+            Some("the pool can bear 1 host failures")
+        );
+        assert_eq!(lab.pool, Some((1_000_000, "h2 is silent".into())));
     }
 
     #[test]

@@ -45,6 +45,12 @@ pub(super) fn header(app: &App, frame: &mut Frame<'_>, area: Rect) {
             look.warn(),
         ));
     }
+    if app.recording_since_ns.is_some() {
+        right.push(Span::styled(
+            " REC ",
+            look.bad().add_modifier(Modifier::REVERSED),
+        ));
+    }
     if app.is_frozen() {
         right.push(Span::styled(
             " FROZEN ",
@@ -86,7 +92,9 @@ pub(super) fn foot(app: &App, frame: &mut Frame<'_>, area: Rect) {
 /// What can be done here; what cannot be done now is dim.
 fn hints(app: &App) -> Line<'static> {
     let mut spans = Vec::new();
-    if let Mode::Replay { at_ns, .. } = app.mode {
+    if let Mode::Replay { at_ns, .. } = app.mode
+        && app.view != View::Runs
+    {
         return scrubber(app, at_ns);
     }
     for action in crate::app::shown(app.view) {
@@ -120,6 +128,9 @@ fn short(action: Action) -> &'static str {
         Action::Heal => "heal",
         Action::StoragePause => "pause/resume",
         Action::StorageKill => "kill/start",
+        Action::TypeSession => "type",
+        Action::RunScenario => "run a scenario",
+        Action::OpenReport => "open report",
         other => TABLE
             .iter()
             .find(|row| row.action == other)

@@ -1,5 +1,6 @@
 //! Drawing: pure functions from the application's state to cells.
 
+mod big;
 mod events;
 mod frame;
 mod migration;

@@ -6,7 +6,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Clear, Paragraph};
 
 use super::session::Screen;
-use crate::app::{App, Overlay, Pick};
+use crate::app::{App, Overlay, Pick, Run};
 use crate::keys::{Group, Key, TABLE};
 
 pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
@@ -37,10 +37,46 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
                 Line::raw("esc  go on"),
             ],
         ),
+        Some(Overlay::Compare(first, second)) => compare(app, frame, area, first, second),
         Some(Overlay::Choose { title, picks, at }) => choose(app, frame, area, title, picks, *at),
         Some(Overlay::Console { vm }) => console(app, frame, area, vm),
         Some(Overlay::CommandLine(_) | Overlay::Filter(_) | Overlay::MarkLine(_)) | None => {}
     }
+}
+
+/// Two runs side by side. That a difference is no chance takes more runs: `elab compare` tells.
+fn compare(app: &App, frame: &mut Frame<'_>, area: Rect, first: &Run, second: &Run) {
+    let number = |value: Option<f64>, unit: &str| {
+        value.map_or_else(|| "-".into(), |value| format!("{value:.1} {unit}"))
+    };
+    let count = |value: Option<u64>| value.map_or_else(|| "-".into(), |value| value.to_string());
+    let row = |name: &str, a: String, b: String| Line::raw(format!("{name:<24} {a:>16} {b:>16}"));
+    let short = |run: &Run| run.name.chars().take(16).collect::<String>();
+    let lines = [
+        row("", short(first), short(second)),
+        row(
+            "migrations",
+            count(first.migrations),
+            count(second.migrations),
+        ),
+        row(
+            "vCPU pause, median",
+            number(first.pause_ms, "ms"),
+            number(second.pause_ms, "ms"),
+        ),
+        row(
+            "network gap, median",
+            number(first.gap_ms, "ms"),
+            number(second.gap_ms, "ms"),
+        ),
+        row("keys lost", count(first.keys_lost), count(second.keys_lost)),
+        Line::raw(""),
+        Line::styled(
+            "elab compare tells whether that is chance; any key closes",
+            app.look.dim(),
+        ),
+    ];
+    question_box(app, frame, area, "two runs", &lines);
 }
 
 fn centred(area: Rect, width: u16, height: u16) -> Rect {

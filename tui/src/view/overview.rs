@@ -22,7 +22,7 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
     let [pool, latest, state, strip] = Layout::vertical([
         Constraint::Length(rows.saturating_add(1)),
         Constraint::Fill(1),
-        Constraint::Length(2),
+        Constraint::Length(3),
         Constraint::Length(strip_height),
     ])
     .areas(area);
@@ -164,18 +164,17 @@ fn vm_line(app: &App, name: &str, vm: &Vm) -> Line<'static> {
         if let Some(exits) = vm.exits_per_s {
             spans.push(Span::raw(format!(" {exits:>6.0} exits/s ")));
         }
-        spans.push(Span::styled(" level 0", look.dim()));
     } else if let Some(reason) = &vm.stopped {
         spans.push(Span::styled(reason.clone(), look.bad()));
     }
     Line::from(spans)
 }
 
-/// Storage, session, document, and the last interruption.
+/// What protects the VMs, storage, session, document.
 fn draw_state(app: &App, frame: &mut Frame<'_>, area: Rect) {
     let (lab, look) = (app.lab(), app.look);
-    let [first, second] =
-        Layout::vertical([Constraint::Length(1), Constraint::Length(1)]).areas(area);
+    let [protection, first, second] = Layout::vertical([Constraint::Length(1); 3]).areas(area);
+    frame.render_widget(protection_line(app), protection);
     let storage = match lab.storage.as_str() {
         "" => ("-", look.dim()),
         word @ ("started" | "ready" | "resumed" | "reached") => (word, look.good()),
@@ -227,4 +226,26 @@ fn draw_state(app: &App, frame: &mut Frame<'_>, area: Rect) {
         }
     }
     frame.render_widget(Line::from(spans), second);
+}
+
+/// What failures the pool can bear, and for a while what it said last.
+fn protection_line(app: &App) -> Line<'static> {
+    const FRESH_NS: u64 = 30_000_000_000;
+    let (lab, look) = (app.lab(), app.look);
+    let mut spans = vec![Span::styled("  pool    ", look.dim())];
+    match &lab.protection {
+        None => spans.push(Span::styled(
+            "VMs of a host that fails stay off; `elab ha enable` has them restarted",
+            look.dim(),
+        )),
+        Some(words) => spans.push(Span::styled(words.clone(), look.good())),
+    }
+    let fresh = lab
+        .pool
+        .as_ref()
+        .filter(|(t_ns, _)| app.lab_now_ns().saturating_sub(*t_ns) < FRESH_NS);
+    if let Some((_, said)) = fresh.filter(|(_, said)| Some(said) != lab.protection.as_ref()) {
+        spans.push(Span::styled(format!("   {said}"), look.warn()));
+    }
+    Line::from(spans)
 }

@@ -15,7 +15,7 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
         return;
     }
     let heading = Line::styled(
-        "  RUN                  AGE         MIGRATIONS  UDP GAP median  KEYS LOST   (Enter opens)",
+        "  RUN                  AGE         MIGRATIONS  UDP GAP median  KEYS LOST",
         app.look.dim(),
     );
     super::list(

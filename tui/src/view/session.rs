@@ -8,16 +8,18 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Paragraph, Widget};
 
+use super::big;
 use super::strip::{self, Strip};
 use crate::app::App;
-use crate::model::probe_name;
 
 pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
     let kinds = app.lab().probes.kinds();
     let strip_height = strip::height(kinds.len().max(1)) + 1;
+    // A session's terminal of 24 lines comes first.
+    let roomy = !app.look.ascii && area.height >= 24 + big::HEIGHT + 1 + strip_height;
     let [screen, figures, strip] = Layout::vertical([
         Constraint::Fill(1),
-        Constraint::Length(1),
+        Constraint::Length(if roomy { big::HEIGHT } else { 1 }),
         Constraint::Length(strip_height),
     ])
     .areas(area);
@@ -48,7 +50,11 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
             inner,
         );
     }
-    frame.render_widget(big_figures(app), figures);
+    if roomy {
+        large_figures(app, frame, figures);
+    } else {
+        frame.render_widget(small_figures(app), figures);
+    }
     let block = Block::new().borders(Borders::TOP).title(Span::styled(
         " latency, the worst in each column ",
         app.look.title(),
@@ -66,44 +72,81 @@ fn typed_text(app: &App, width: usize) -> String {
     format!("(this run keeps no recording of the screen; the keys typed so far)\n\n{typed}")
 }
 
-/// The last migration's gaps, the three numbers always together.
-fn big_figures(app: &App) -> Line<'static> {
-    let (lab, look) = (app.lab(), app.look);
-    let Some(migration) = lab.migrations.last() else {
-        return Line::styled("  no migration yet", look.dim());
-    };
-    let mut spans = vec![Span::styled(
-        format!("  migration {}: ", migration.number),
-        look.dim(),
-    )];
+/// What the last migration cost, always these three together: name, value, whether it is of the user's own time.
+fn interruption(app: &App) -> Option<(u32, [(&'static str, Option<u64>); 3])> {
+    let lab = app.lab();
+    let migration = lab.migrations.last()?;
     let pause = migration.pause();
-    let figure =
-        |ns: Option<u64>| ns.map_or_else(|| "-".into(), |ns| format!("{} ms", super::ms(ns)));
-    let bold = Style::new().add_modifier(Modifier::BOLD);
-    spans.push(Span::raw("vCPU pause "));
-    spans.push(Span::styled(figure(migration.pause_ns()), bold));
-    let gap = |kind: ProbeKind| {
-        let series = lab.probes.series(kind)?;
+    let gap = || {
+        let series = lab.probes.series(ProbeKind::Udp)?;
         let silence = series.longest_silence_touching(migration.window(), pause?)?;
         Some(silence.len_ns())
     };
-    spans.push(Span::raw("   network gap "));
-    spans.push(Span::styled(figure(gap(ProbeKind::Udp)), bold));
     let echo = lab
         .probes
         .series(ProbeKind::Typist)
         .and_then(|series| series.longest_latency_ns(migration.window()));
-    spans.push(Span::raw("   longest echo "));
-    spans.push(Span::styled(figure(echo), bold));
-    for kind in [ProbeKind::Udp, ProbeKind::Typist] {
-        if let Some(median) = lab.probes.median_ns(kind, app.window()) {
-            spans.push(Span::styled(
-                format!("   {} median {} ms", probe_name(kind), super::ms(median)),
-                look.dim(),
-            ));
-        }
+    let figures = [
+        ("vCPU pause", migration.pause_ns()),
+        ("network gap", gap()),
+        ("longest echo", echo),
+    ];
+    Some((migration.number, figures))
+}
+
+fn small_figures(app: &App) -> Line<'static> {
+    let look = app.look;
+    let Some((number, figures)) = interruption(app) else {
+        return Line::styled("  no migration yet", look.dim());
+    };
+    let mut spans = vec![Span::styled(format!("  migration {number}:"), look.dim())];
+    for (name, ns) in figures {
+        let value = ns.map_or_else(|| "-".into(), |ns| format!("{} ms", super::ms(ns)));
+        spans.push(Span::raw(format!(" {name} ")));
+        spans.push(Span::styled(
+            format!("{value}  "),
+            Style::new().add_modifier(Modifier::BOLD),
+        ));
     }
     Line::from(spans)
+}
+
+fn large_figures(app: &App, frame: &mut Frame<'_>, area: Rect) {
+    let look = app.look;
+    let Some((number, figures)) = interruption(app) else {
+        frame.render_widget(small_figures(app), area);
+        return;
+    };
+    let [label, columns] =
+        Layout::horizontal([Constraint::Length(16), Constraint::Fill(1)]).areas(area);
+    let lines = vec![
+        Line::raw(""),
+        Line::styled(format!("  migration {number}"), look.dim()),
+    ];
+    frame.render_widget(Paragraph::new(lines), label);
+    let cells: [Rect; 3] = Layout::horizontal([Constraint::Fill(1); 3]).areas(columns);
+    for ((name, ns), cell) in figures.into_iter().zip(cells) {
+        let value = ns.map_or_else(|| "-".into(), super::ms);
+        // What a user makes of it: see the strip's colours.
+        let style = ns.map_or(look.dim(), |ns| strip::colour(app, ns));
+        let [digits, words] = Layout::horizontal([
+            Constraint::Length(big::width(&value) + 1),
+            Constraint::Fill(1),
+        ])
+        .areas(cell);
+        let rows = big::rows(&value);
+        let rows: Vec<Line<'_>> = rows
+            .into_iter()
+            .map(|row| Line::styled(row, style))
+            .collect();
+        frame.render_widget(Paragraph::new(rows), digits);
+        let words_of = vec![
+            Line::raw(""),
+            Line::styled("ms", look.dim()),
+            Line::styled(name, look.dim()),
+        ];
+        frame.render_widget(Paragraph::new(words_of), words);
+    }
 }
 
 /// A terminal's screen, its lower left part where there is no room for all of it.

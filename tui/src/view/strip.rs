@@ -91,7 +91,7 @@ fn level(ns: u64) -> usize {
 }
 
 /// What a user makes of a latency: below 50 ms he sees nothing, above 150 ms he stops typing.
-fn colour(app: &App, ns: u64) -> Style {
+pub(super) fn colour(app: &App, ns: u64) -> Style {
     match ns {
         0..50_000_000 => app.look.good(),
         50_000_000..150_000_000 => app.look.warn(),
