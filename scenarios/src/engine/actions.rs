@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lab_protocol::Command;
+use lab_protocol::command::DiskFault;
 
 use super::{Engine, Input, Lab, sessions};
 use crate::scenario::file::{
@@ -90,12 +91,20 @@ impl Action {
             return self.tell(&command);
         }
         if let Some(fault) = &step.storage {
-            let (begin, end) = match fault.fault {
-                StorageFaultKind::Pause => (Command::StoragePause, Some(Command::StorageResume)),
-                StorageFaultKind::Resume => (Command::StorageResume, None),
-                StorageFaultKind::Kill => (Command::StorageKill, Some(Command::StorageStart)),
-                StorageFaultKind::Start => (Command::StorageStart, None),
-                StorageFaultKind::Restart => {
+            let (begin, end) = match (fault.fault, fault.fault.of_disk()) {
+                (_, Some(fault)) => (
+                    Command::StorageFault { fault },
+                    Some(Command::StorageFault {
+                        fault: DiskFault::Clear,
+                    }),
+                ),
+                (StorageFaultKind::Pause, _) => {
+                    (Command::StoragePause, Some(Command::StorageResume))
+                }
+                (StorageFaultKind::Kill, _) => (Command::StorageKill, Some(Command::StorageStart)),
+                (StorageFaultKind::Resume, _) => (Command::StorageResume, None),
+                (StorageFaultKind::Start, _) => (Command::StorageStart, None),
+                (_, None) => {
                     self.tell(&Command::StorageKill)?;
                     return self.tell(&Command::StorageStart);
                 }
@@ -299,7 +308,10 @@ pub(super) fn words(step: &Step) -> String {
         return format!("{:?} {}", fault.fault, fault.host.get_ref()).to_lowercase();
     }
     if let Some(fault) = &step.storage {
-        return format!("{:?} the storage server", fault.fault).to_lowercase();
+        return match fault.fault.of_disk() {
+            Some(disk) => format!("the storage server's disk: {}", disk.name()),
+            None => format!("{:?} the storage server", fault.fault).to_lowercase(),
+        };
     }
     if let Some(fault) = &step.guest {
         return format!("{:?} {}", fault.fault, fault.guest.get_ref()).to_lowercase();

@@ -8,7 +8,7 @@ use super::diagnostic::{Diagnostic, suggest};
 use super::figure;
 use super::file::{
     Expect, GuestFault, GuestFaultKind, HostFault, HostFaultKind, Link, OTHER, Pattern, Scenario,
-    Step, StorageFault, StorageFaultKind,
+    Step, StorageFault,
 };
 use super::place::Places;
 
@@ -275,12 +275,12 @@ impl Checker<'_> {
         }
         if let Some(StorageFault { fault, lasts }) = &step.storage
             && lasts.is_some()
-            && !matches!(fault, StorageFaultKind::Pause | StorageFaultKind::Kill)
+            && !fault.can_last()
         {
             let place = self.places.find(&at(&["storage", "for"]));
             self.say(
                 place,
-                format!("{name}: only a pause or a kill of the storage server can have `for`"),
+                format!("{name}: of the storage server, only a pause, a kill or a fault of its disk can have `for`"),
             );
         }
         if let Some(GuestFault { guest, fault, host }) = &step.guest {

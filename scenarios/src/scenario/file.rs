@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use lab_protocol::command::DiskFault;
 use lab_protocol::{LinkFault, Phase, PoolMark, Role};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -489,7 +490,7 @@ pub enum HostFaultKind {
 pub struct StorageFault {
     /// What.
     pub fault: StorageFaultKind,
-    /// `pause` and `kill` end after so long; the step ends then.
+    /// `pause`, `kill` and the faults of its disk end after so long; the step ends then.
     #[serde(rename = "for")]
     pub lasts: Option<Time>,
 }
@@ -508,6 +509,40 @@ pub enum StorageFaultKind {
     Start,
     /// Killed and started again at once.
     Restart,
+    /// Its disk gives I/O errors when it is read.
+    EioRead,
+    /// Its disk gives I/O errors when it is written.
+    EioWrite,
+    /// Its disk gives I/O errors when it is synced; the server then takes no more writes until the disk is well.
+    EioFsync,
+    /// Its disk is full: what is there can be overwritten, nothing can be added.
+    Full,
+    /// Its disk is well again.
+    Clear,
+}
+
+impl StorageFaultKind {
+    /// A fault of the disk, as a lab is told.
+    #[must_use]
+    pub fn of_disk(self) -> Option<DiskFault> {
+        match self {
+            Self::EioRead => Some(DiskFault::EioRead),
+            Self::EioWrite => Some(DiskFault::EioWrite),
+            Self::EioFsync => Some(DiskFault::EioFsync),
+            Self::Full => Some(DiskFault::Full),
+            Self::Clear => Some(DiskFault::Clear),
+            Self::Pause | Self::Resume | Self::Kill | Self::Start | Self::Restart => None,
+        }
+    }
+
+    /// Whether it ends by itself only after a `for`.
+    #[must_use]
+    pub fn can_last(self) -> bool {
+        !matches!(
+            self,
+            Self::Resume | Self::Start | Self::Restart | Self::Clear
+        )
+    }
 }
 
 /// Something happens to a guest.
