@@ -59,6 +59,8 @@ struct Work {
     /// Since when it is its turn.
     turn: Option<u64>,
     not_before: u64,
+    /// A member was found to hold its leases without having reported it, and was given time to.
+    asked_twice: bool,
     told: Option<NotRestarted>,
 }
 
@@ -82,6 +84,7 @@ impl Work {
             fenced: false,
             turn: None,
             not_before,
+            asked_twice: false,
             told: None,
         }
     }
@@ -400,17 +403,21 @@ impl Pool {
                     .zip(&self.config.hosts)
                     .find(|(_, host)| host.name == owner)
                     .map(|(id, _)| HostId(id));
-                // A member that has the VM, or is about to have it, keeps it: its report is on its way.
-                let theirs = holder.is_some_and(|host| {
-                    Some(host) != target && self.table.incarnation(host) != 0 && self.has(host, vm)
-                });
+                // A member that has the VM keeps it. One that has taken its leases just now, as the end of a migration whose
+                // source was lost, has its report on the way.
+                let lives = holder.is_some_and(|host| self.table.incarnation(host) != 0);
+                let theirs =
+                    lives && holder.is_some_and(|host| Some(host) != target && self.has(host, vm));
+                let work = self.recovery.work.get_mut(&vm);
+                let wait = lives
+                    && work.is_some_and(|work| !core::mem::replace(&mut work.asked_twice, true));
                 if theirs && let Some(host) = holder {
                     self.tell(Event::NotRestarted {
                         vm,
                         why: NotRestarted::HeldBy(host),
                     });
                 }
-                let not_before = if theirs { later } else { 0 };
+                let not_before = if theirs || wait { later } else { 0 };
                 Disk::Due { epoch, not_before }
             }
             LeaseAnswer::Missing | LeaseAnswer::Failed => Disk::Due {

@@ -222,7 +222,9 @@ impl<P: Platform> Host<P> {
                 it.brought[place] = false;
             }
             let id = it.setup.vms[place].config.id;
-            let vm = self.vms.iter().find(|vm| vm.config.id == id);
+            // The newest of that name: one that is started here supersedes one that has arrived by half.
+            let of_id = |vm: &&Vm<P::Vm>| vm.config.id == id && !never_arrived(vm);
+            let vm = self.vms.iter().rfind(of_id);
             let last = it.told[place];
             let report = match vm {
                 Some(vm) => state_of(vm, it.attempts[place]),
@@ -299,6 +301,8 @@ impl<P: Platform> Host<P> {
         it.brought[vm.index()] = false;
         // The pool counts it as starting already.
         it.told[vm.index()] = Some(VmReport::Starting);
+        // Its source is gone: what has arrived of it by half is of no use.
+        self.make_way_for(config.id);
         if let Err(why) = self.start(config, None) {
             self.platform.log(&why);
             let report = Some(VmReport::Failed(attempt));
@@ -371,10 +375,16 @@ impl Availability {
     }
 }
 
+fn never_arrived<H>(vm: &Vm<H>) -> bool {
+    matches!(&vm.stage, Stage::Closing(closing) if closing.never_arrived)
+}
+
 /// What the pool is told of a VM.
 fn state_of<H>(vm: &Vm<H>, attempt: u16) -> Option<VmReport> {
     match &vm.stage {
-        Stage::Building(_) | Stage::Preparing(_) | Stage::Arriving(_) => Some(VmReport::Starting),
+        Stage::Building(_) => Some(VmReport::Starting),
+        // It is its source's until its leases are taken, and if that one is lost before, it never will be here.
+        Stage::Preparing(_) | Stage::Arriving(_) => None,
         Stage::Running(_) | Stage::Paused(_) => Some(VmReport::Running),
         Stage::Closing(closing) => match closing.reason {
             Some(

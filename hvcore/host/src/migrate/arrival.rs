@@ -291,7 +291,7 @@ impl<P: Platform> Host<P> {
     }
 
     /// Ends what is here of earlier attempts of a VM to arrive.
-    fn make_way_for(&mut self, id: VmId) {
+    pub(crate) fn make_way_for(&mut self, id: VmId) {
         for mut arrival in core::mem::take(&mut self.arrivals) {
             if let Some(destination) = &mut arrival.destination
                 && destination.vm() == id

@@ -136,6 +136,28 @@ fn a_guest_that_ran_before_the_pool_was_told_goes_on_and_is_protected() {
 }
 
 #[test]
+fn a_guest_that_has_arrived_by_half_is_restarted_as_soon_as_any() {
+    for seed in 0..8 {
+        let mut world = protected(seed, "w");
+        world.migrate(0, 1, Default::default());
+        let pause = world.rng.u64(..60 * MS);
+        world.run_for(pause).unwrap();
+        let pulled = world.now.get();
+        world.kill(0);
+        if let Err(why) = world.run_until(10_000 * MS, |world| world.running() == [1]) {
+            panic!("seed {seed}: {why}: {:#?}", world.events(1));
+        }
+        let outage = world.now.get() - pulled;
+        println!(
+            "seed {seed}: the guest answers {} ms after the pull",
+            outage / MS
+        );
+        assert!(outage < 2_500 * MS, "seed {seed}: {} ms", outage / MS);
+        world.check_guest(1).unwrap();
+    }
+}
+
+#[test]
 fn a_cut_of_the_network_between_the_hosts_moves_nothing() {
     let mut world = protected(1, "w");
     let before = [marks(&world, 0).len(), marks(&world, 1).len()];
