@@ -171,8 +171,8 @@ pub enum Command {
         vm: VmId,
         /// Path of the VHD below the NFS export.
         path: String,
-        /// The VM runs on here instead: a checkpoint. Its disks have new epochs then, so it cannot be resumed with
-        /// them; only with copies of them.
+        /// The VM runs on here instead. Its disks have new epochs then, so what was written is the guest of that
+        /// moment to look at, and refused to be resumed with them.
         keep_running: bool,
     },
     /// Have a VM run on here from what [`Self::Suspend`] has written. Refused when its disks have been opened

@@ -141,3 +141,119 @@ impl CheckpointReader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use guest_memory::{Gpa, testing};
+
+    use super::*;
+    use crate::wire::Snapshot;
+
+    const PAGES: usize = 200;
+
+    fn config() -> VmConfig {
+        VmConfig {
+            id: [1; 16],
+            name: "guest".to_string(),
+            memory_mib: 1,
+            vcpus: 1,
+            weight: 256,
+            kernel: String::new(),
+            initrd: None,
+            cmdline: String::new(),
+            disks: vec![],
+            nics: vec![],
+        }
+    }
+
+    fn state() -> FinalState {
+        FinalState {
+            snapshot: Snapshot {
+                vcpus: vec![],
+                devices: vec![],
+            },
+            disks: vec![],
+            transit_ns: 0,
+            hash: None,
+        }
+    }
+
+    /// RAM with some pages of content among pages of zeroes.
+    fn filled() -> GuestMemory {
+        let memory = testing::memory(PAGES * PAGE_SIZE);
+        for page in (0..PAGES).step_by(3) {
+            let at = Gpa((page * PAGE_SIZE) as u64);
+            memory.write(at, &[page as u8 + 1; 100]).unwrap();
+        }
+        memory
+    }
+
+    fn written(memory: &GuestMemory, chunk: usize) -> Vec<u8> {
+        let mut writer = CheckpointWriter::new(&config());
+        let mut bytes = Vec::new();
+        while !writer.add_pages(memory, 7) {
+            bytes.extend(writer.take(chunk).unwrap_or_default());
+        }
+        writer.end(state());
+        while !writer.is_done() {
+            bytes.extend(writer.take(chunk).unwrap());
+        }
+        bytes
+    }
+
+    /// Reads until the end, or until something is missing or wrong.
+    fn read(bytes: &[u8], chunk: usize) -> Result<Option<GuestMemory>, String> {
+        let mut reader = CheckpointReader::default();
+        let mut chunks = bytes.chunks(chunk);
+        let mut memory = None;
+        loop {
+            match reader.step(memory.as_ref())? {
+                CheckpointStep::Hungry => match chunks.next() {
+                    Some(chunk) => reader.push(chunk),
+                    None => return Ok(None),
+                },
+                CheckpointStep::Vm(vm) => {
+                    assert_eq!(vm, config());
+                    memory = Some(testing::memory(PAGES * PAGE_SIZE));
+                }
+                CheckpointStep::Loaded => {}
+                CheckpointStep::End(found) => {
+                    assert_eq!(found, state());
+                    return Ok(memory);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_guest_comes_back_from_pieces_of_any_size() {
+        let memory = filled();
+        for chunk in [4096, 100_000, 1 << 20] {
+            let found = read(&written(&memory, chunk), chunk / 2 + 1)
+                .unwrap()
+                .unwrap();
+            let (mut one, mut other) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
+            for page in 0..PAGES {
+                memory.read_page(page, &mut one);
+                found.read_page(page, &mut other);
+                assert_eq!(one, other, "page {page}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_checkpoint_is_none_and_damage_is_noticed() {
+        let bytes = written(&filled(), 1 << 20);
+        for end in (0..bytes.len()).step_by(1009) {
+            assert!(read(&bytes[..end], 4096).unwrap().is_none(), "{end} bytes");
+        }
+        for place in (0..bytes.len()).step_by(997) {
+            let mut damaged = bytes.clone();
+            damaged[place] ^= 1;
+            // A longer length makes the reader wait for more than there is.
+            assert!(!matches!(read(&damaged, 4096), Ok(Some(_))), "byte {place}");
+        }
+    }
+}

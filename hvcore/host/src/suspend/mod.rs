@@ -14,8 +14,7 @@
 //! so whatever fails, a disk has a whole checkpoint or none. The guest stands still from its first page to the last. Then
 //! either its host lets go of its disks, or it takes its own leases again and the guest runs on. That moves
 //! their epochs on, and the checkpoint is of no use with these disks any more: memory of one moment with a disk of
-//! another is a damaged guest. (With a copy of the disks that was made while the guest stood still it is of use
-//! again, once such copies have leases that the checkpoint knows; that is the storage tools' to give.)
+//! another is a damaged guest.
 //!
 //! One operation on the disk is under way at a time: a suspended guest is in nobody's way.
 
