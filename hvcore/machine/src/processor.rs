@@ -107,17 +107,19 @@ impl Processor {
             self.nmi_pending = false;
             vcpu.inject(Event::Nmi);
         }
-        let mut window = false;
-        if let Some(vector) = self.apic.deliverable() {
-            if vcpu.can_take_interrupt() {
-                self.apic.accepted(vector);
-                vcpu.inject(Event::Interrupt(vector));
-            } else {
-                window = true;
+        let (mut window, mut held_back) = (false, false);
+        if self.apic.has_requests() {
+            if let Some(vector) = self.apic.deliverable() {
+                if vcpu.can_take_interrupt() {
+                    self.apic.accepted(vector);
+                    vcpu.inject(Event::Interrupt(vector));
+                } else {
+                    window = true;
+                }
             }
+            held_back = self.apic.task_priority_holds_back();
         }
         vcpu.want_interrupt_window(window);
-        let held_back = self.apic.task_priority_holds_back();
         vcpu.set_task_priority(self.apic.task_priority_class(), held_back);
         self.offer_silent_end(memory)
     }

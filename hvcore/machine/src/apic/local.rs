@@ -198,6 +198,12 @@ impl LocalApic {
         }
     }
 
+    /// Whether any interrupt waits, deliverable or not: seldom, and quickly told.
+    #[must_use]
+    pub fn has_requests(&self) -> bool {
+        !self.requested.is_empty()
+    }
+
     /// Whether an interrupt waits for a lower task priority.
     #[must_use]
     pub fn task_priority_holds_back(&self) -> bool {
