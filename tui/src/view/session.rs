@@ -72,8 +72,11 @@ fn typed_text(app: &App, width: usize) -> String {
     format!("(this run keeps no recording of the screen; the keys typed so far)\n\n{typed}")
 }
 
-/// What the last migration cost, always these three together: name, value, whether it is of the user's own time.
-fn interruption(app: &App) -> Option<(u32, [(&'static str, Option<u64>); 3])> {
+/// A figure's name, and its nanoseconds once they are known.
+type Figure = (&'static str, Option<u64>);
+
+/// The last migration's number and what it cost, always these three together.
+fn interruption(app: &App) -> Option<(u32, [Figure; 3])> {
     let lab = app.lab();
     let migration = lab.migrations.last()?;
     let pause = migration.pause();
