@@ -6,6 +6,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use lab_protocol::command::DiskFault;
 use lab_protocol::{Command, Event, Phase, ProbeKind, Record, Role, SCHEMA};
 use scenarios::engine::{Drive, Ended, Engine, Lab};
 use scenarios::scenario;
@@ -303,6 +304,17 @@ fn a_migration_that_shall_stay_may_not_move() {
     );
     let refused = "[pool]\nhosts = 9\n[[steps]]\nmigrate = { guest = \"session\", to = \"h9\", outcome = \"stayed\" }\n";
     assert_eq!(run(&lab(), refused), Ended::Completed);
+}
+
+#[test]
+fn a_disk_of_the_storage_server_fails_for_as_long_as_the_step_says() {
+    let lab = lab();
+    let steps = "[[steps]]\nstorage = { fault = \"full\", for = \"5ms\" }\n[[steps]]\nstorage = { fault = \"eio-read\" }\n";
+    assert_eq!(run(&lab, steps), Ended::Completed);
+    let told: Vec<_> = lab.state.lock().unwrap().commands.clone();
+    let fault = |fault| Command::StorageFault { fault };
+    let expected = [DiskFault::Full, DiskFault::Clear, DiskFault::EioRead];
+    assert_eq!(told, expected.map(fault));
 }
 
 #[test]
