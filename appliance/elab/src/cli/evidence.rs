@@ -18,6 +18,7 @@ use super::run::progress;
 use super::scenario::say;
 use crate::scenario_run::arms::{self, Arm};
 use crate::scenario_run::bisect::{self, Search};
+use crate::scenario_run::merge;
 use crate::scenario_run::one;
 use crate::scenario_run::results::RESULTS;
 
@@ -92,6 +93,18 @@ pub fn report(path: Option<PathBuf>, form: Form) -> Result<ExitCode> {
         Form::Junit => junit::xml(&book).map_err(anyhow::Error::msg)?,
     };
     say(&text)?;
+    Ok(ExitCode::from(book.verdict.exit_code()))
+}
+
+/// `elab report merge`.
+///
+/// # Errors
+/// When the results do not go together.
+pub fn merge(folders: &[PathBuf], into: &Path) -> Result<ExitCode> {
+    let command = std::env::args().collect::<Vec<_>>().join(" ");
+    let book = merge::merge(folders, into, command)?;
+    say(&screen::summary(&book))?;
+    println!("report: {}", into.join("report.html").display());
     Ok(ExitCode::from(book.verdict.exit_code()))
 }
 

@@ -153,7 +153,11 @@ pub enum Action {
     /// Print the JSON schema of scenario files
     Schema,
     /// Print the report of results, in the form that is wanted
+    #[command(args_conflicts_with_subcommands = true)]
     Report {
+        /// What else to do with results
+        #[command(subcommand)]
+        action: Option<ReportAction>,
         /// Folder of results, or a report.json; the newest results if none is given
         path: Option<PathBuf>,
         /// Which form
@@ -319,6 +323,20 @@ pub struct DemoArguments {
     /// Compare the guest's memory on both sides at every migration (adds seconds to the pause)
     #[arg(long)]
     pub verify: bool,
+}
+
+/// What can be done with results but printing their report.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ReportAction {
+    /// Join the results of shards, or of several days, into one folder with one report: limits are judged over all runs
+    Merge {
+        /// Folders of results
+        #[arg(required = true, value_name = "RESULTS")]
+        folders: Vec<PathBuf>,
+        /// The new folder
+        #[arg(long, value_name = "FOLDER")]
+        into: PathBuf,
+    },
 }
 
 /// Arguments of `elab bench`.

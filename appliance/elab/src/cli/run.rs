@@ -9,8 +9,8 @@ use lab_protocol::Command;
 
 use super::{
     Action, BenchArguments, Build, CannotRun, Cli, DEFAULT_DIRTY, DEFAULT_PROBE_HZ, DemoArguments,
-    DemoName, HaAction, HostAction, LinkAction, SrAction, VmAction, Which, evidence, scenario,
-    status,
+    DemoName, HaAction, HostAction, LinkAction, ReportAction, SrAction, VmAction, Which, evidence,
+    scenario, status,
 };
 use crate::assembly::{self, Choices, GUEST};
 use crate::client::Client;
@@ -41,7 +41,10 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Action::Check { files } => scenario::check(&files),
         Action::List { json, figures } => scenario::list(json, figures),
         Action::Schema => scenario::schema(),
-        Action::Report { path, form } => evidence::report(path, form),
+        Action::Report { action, path, form } => match action {
+            Some(ReportAction::Merge { folders, into }) => evidence::merge(&folders, &into),
+            None => evidence::report(path, form),
+        },
         Action::Compare(arguments) => evidence::compare(&arguments),
         Action::Replay { run, play, speed } => evidence::replay(&run, play, speed),
         Action::ExportRun { run, file } => evidence::export(&run, file),

@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Write, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use scenarios::report::book::{Book, ScenarioReport};
@@ -19,6 +19,7 @@ use crate::run_folder::RUNS;
 use crate::scenario_run::many::{self, Job, Weight};
 use crate::scenario_run::one::{self, Order};
 use crate::scenario_run::results::{self, RESULTS, Retention};
+use crate::scenario_run::shard::Shard;
 
 /// Arguments of `elab run`.
 #[derive(Clone, Debug, clap::Args)]
@@ -41,6 +42,10 @@ pub struct RunArguments {
     /// Runs beside one another, at most; those that are measured have the machine to themselves all the same
     #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub jobs: u16,
+    /// Run only this share of the runs, as 2/4; other machines that are told the same words run the others, and
+    /// `elab report merge` joins the results
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<Shard>,
     /// Ask before each step
     #[arg(long)]
     pub step: bool,
@@ -207,6 +212,16 @@ pub fn run(arguments: &RunArguments) -> Result<ExitCode> {
     for one in &chosen {
         jobs_of(one, arguments, &folder, &image, &mut jobs)?;
     }
+    if let Some(shard) = arguments.shard {
+        keep(shard, &chosen, &mut jobs);
+        if jobs.is_empty() {
+            // Of few runs and many shards, some have none: that is no failure.
+            std::fs::remove_dir_all(&folder)
+                .with_context(|| format!("cannot remove {}", folder.display()))?;
+            println!("no run is in this share");
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
     progress(&format!(
         "{} runs; results go to {}",
         jobs.len(),
@@ -249,6 +264,17 @@ pub fn run(arguments: &RunArguments) -> Result<ExitCode> {
     print!("{}", screen::summary(&book));
     println!("report: {}", folder.join("report.html").display());
     Ok(ExitCode::from(book.verdict.exit_code()))
+}
+
+/// Leaves the runs of a share. What a run may take at most stands for the time it takes.
+fn keep(shard: Shard, chosen: &[Chosen], jobs: &mut Vec<Job>) {
+    let variants: Vec<&Variant> = chosen.iter().flat_map(|one| &one.variants).collect();
+    let times: Vec<Duration> = jobs
+        .iter()
+        .map(|job| variants[job.scenario].scenario.timeout.0)
+        .collect();
+    let mut mine = shard.of(&times).into_iter();
+    jobs.retain(|_| mine.next().unwrap_or(false));
 }
 
 fn image(arguments: &RunArguments) -> Result<PathBuf> {
@@ -396,6 +422,8 @@ fn gather(chosen: &[Chosen], jobs: &[Job], reports: Vec<RunReport>) -> Vec<Scena
     variants
         .into_iter()
         .zip(runs)
+        // A share may have no run of some.
+        .filter(|(_, runs)| !runs.is_empty())
         .map(|(variant, runs)| ScenarioReport::new(&variant.scenario, &variant.words, runs))
         .collect()
 }

@@ -5,7 +5,9 @@ mod adapter;
 pub mod arms;
 pub mod bisect;
 pub mod many;
+pub mod merge;
 pub mod one;
 pub mod results;
+pub mod shard;
 
 pub use adapter::ScenarioLab;
