@@ -24,9 +24,14 @@ pub struct Host {
     pub virtual_time: bool,
     /// Run under KVM, with nested virtualization, instead of emulation.
     pub kvm: bool,
-    /// When QEMU is killed, in seconds.
+    /// When QEMU is told to end, in seconds; [`KILL_AFTER_S`] later it is killed.
     pub limit_s: u32,
+    /// QEMU's program.
+    pub program: PathBuf,
 }
+
+/// So long a QEMU that was told to end has time for it. One that waits in the kernel for a broken KVM takes none.
+pub const KILL_AFTER_S: u32 = 1;
 
 impl Host {
     /// A host for the test guests.
@@ -41,6 +46,7 @@ impl Host {
             virtual_time: false,
             kvm: false,
             limit_s: 60,
+            program: "qemu-system-x86_64".into(),
         })
     }
 
@@ -50,7 +56,13 @@ impl Host {
     /// When QEMU cannot be started, or the time is over: the error then carries the output so far.
     pub fn run(&self, guests: &str) -> Result<String> {
         let shell = Shell::new()?;
-        let Self { image, module, .. } = self;
+        let Self {
+            image,
+            module,
+            program,
+            ..
+        } = self;
+        let kill_after = KILL_AFTER_S.to_string();
         let (limit, memory) = (self.limit_s.to_string(), self.memory_mib.to_string());
         let accelerator = if self.kvm { "kvm" } else { "tcg" };
         let time: &[&str] = if self.virtual_time {
@@ -65,7 +77,7 @@ impl Host {
         };
         let output = cmd!(
             shell,
-            "timeout --kill-after 5 {limit} qemu-system-x86_64 -machine q35 -accel {accelerator} -cpu max -m {memory} -display none
+            "timeout --kill-after {kill_after} {limit} {program} -machine q35 -accel {accelerator} -cpu max -m {memory} -display none
              -serial stdio -no-reboot -nic none -kernel {image} -initrd {module} -append {guests} {time...}"
         )
         .quiet()

@@ -94,7 +94,13 @@ impl fmt::Display for Accelerator {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::{Duration, Instant};
+
+    use images::standalone::Host;
+
     use super::*;
+    use crate::assembly::NESTED_LIMIT_S;
 
     fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
@@ -121,6 +127,42 @@ mod tests {
         assert!(
             refused.to_string().contains("no answer in 10 s"),
             "{refused}"
+        );
+    }
+
+    /// The device opens, and a QEMU that uses it neither runs nor ends: so it is with a nested KVM whose host denies it.
+    #[test]
+    fn a_device_that_opens_but_runs_nothing_costs_seconds() {
+        let root = machine(&AMD);
+        let program = root.path().join("qemu");
+        fs::write(
+            &program,
+            "#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 1; done\n",
+        )
+        .unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let host = Host {
+            image: "/dev/null".into(),
+            module: "/dev/null".into(),
+            memory_mib: 64,
+            virtual_time: false,
+            kvm: true,
+            limit_s: NESTED_LIMIT_S,
+            program,
+        };
+        let began = Instant::now();
+        let chosen = Accelerator::choose_on(root.path(), || {
+            host.run("").map(drop).map_err(|error| format!("{error:#}"))
+        });
+        assert!(!chosen.is_kvm());
+        assert!(
+            chosen.reason().contains("does not run under KVM"),
+            "{chosen}"
+        );
+        assert!(
+            began.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            began.elapsed()
         );
     }
 

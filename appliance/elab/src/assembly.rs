@@ -23,7 +23,7 @@ pub const IMAGES: &str = ".elab/images";
 /// Name of the one guest of a lab that is not told otherwise.
 pub const GUEST: &str = "session";
 /// A nested guest that works at all is through in one second.
-const NESTED_LIMIT_S: u32 = 10;
+pub(crate) const NESTED_LIMIT_S: u32 = 5;
 const GUEST_MEMORY_MIB: u32 = 256;
 
 /// What the lab runs.
