@@ -2,6 +2,7 @@
 
 mod arguments;
 mod evidence;
+mod export;
 mod run;
 mod scenario;
 mod status;
@@ -14,6 +15,7 @@ use clap::{Parser, Subcommand};
 
 pub use arguments::FaultArguments;
 pub use evidence::{BisectArguments, CompareArguments, Form};
+pub use export::{ExportArguments, ImportArguments, Place};
 pub use run::run;
 pub use scenario::{RunArguments, RunOneArguments};
 pub use tui::TuiArguments;
@@ -66,6 +68,8 @@ Examples:
   elab vm migrate session h2      in another terminal: move the guest
   elab link set h1:mgmt --delay 20ms --loss 0.01
   elab host pull h1               cut a host's power without warning
+  elab export session s.xva       a VM that is off, into one file
+  elab import s.xva --name other  and into the repository of another lab
   elab tui                        all of it on one screen
 
 Exit codes:
@@ -187,6 +191,13 @@ pub enum Action {
         /// The file; <run>.tar.gz if none is given
         file: Option<PathBuf>,
     },
+    /// Write a VM that is off, with its disks, to a file
+    ///
+    /// An XVA is read back and verified while it is written; if interrupted, it leaves FILE.part, and goes on from
+    /// there when it is called again.
+    Export(ExportArguments),
+    /// Create a VM from an archive, or a disk from an image: all of it, or nothing if it is damaged
+    Import(ImportArguments),
     /// Find the commit from which on a scenario fails, by git bisect in a work tree of its own
     Bisect(BisectArguments),
     /// Measure the guest's disk and network, then migrations, with the spread of each

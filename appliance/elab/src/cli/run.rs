@@ -10,7 +10,7 @@ use lab_protocol::Command;
 use super::{
     Action, BenchArguments, Build, CannotRun, Cli, DEFAULT_DIRTY, DEFAULT_PROBE_HZ, DemoArguments,
     DemoName, HaAction, HostAction, LinkAction, ReportAction, SrAction, VmAction, Which, evidence,
-    scenario, status,
+    export, scenario, status,
 };
 use crate::assembly::{self, Choices, GUEST};
 use crate::client::Client;
@@ -47,6 +47,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         },
         Action::Compare(arguments) => evidence::compare(&arguments),
         Action::Replay { run, play, speed } => evidence::replay(&run, play, speed),
+        Action::Export(arguments) => export::export(&arguments),
+        Action::Import(arguments) => export::import(&arguments),
         Action::ExportRun { run, file } => evidence::export(&run, file),
         Action::Bisect(arguments) => evidence::bisect(&arguments),
         Action::Bench(arguments) => run_bench(&arguments),

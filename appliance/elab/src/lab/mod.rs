@@ -8,6 +8,7 @@ mod availability;
 mod commands;
 mod hosts;
 mod reconcile;
+pub mod records;
 mod server;
 mod state;
 mod storage;
@@ -211,7 +212,15 @@ impl Lab {
             writer: Mutex::new(Some(writer)),
         };
         lab.inner.watch_switch(noticed)?;
-        if lab.inner.storage_program.is_some() {
+        if let Some(program) = &lab.inner.storage_program {
+            let vms: Vec<VmConfig> = {
+                let state = lab.inner.lock();
+                state.vms.values().map(|vm| vm.config.clone()).collect()
+            };
+            // Without them nothing can be exported, and everything else works.
+            if let Err(error) = records::write(&program.export, &vms) {
+                lab.inner.message("warning", format!("{error:#}"));
+            }
             lab.inner.start_storage()?;
         }
         lab.inner.serve()?;

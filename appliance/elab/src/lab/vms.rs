@@ -10,7 +10,8 @@ use host_protocol::{Command, MigrationConfig, NegativeControls, VmId, VmState};
 use lab_protocol::Event;
 
 use super::Inner;
-use super::state::{ConsolePosition, GaveUp, Move, Power, State};
+use super::records;
+use super::state::{ConsolePosition, GaveUp, Move, Power, State, Vm};
 use crate::control::CallError;
 use crate::network::MANAGEMENT;
 
@@ -40,8 +41,21 @@ impl Inner {
         }
     }
 
+    /// A machine that was imported since the lab began is in its repository.
+    fn know(&self, vm: &str) -> Result<()> {
+        let (Some(program), false) = (&self.storage_program, self.lock().vms.contains_key(vm))
+        else {
+            return Ok(());
+        };
+        if let Some(config) = records::read(&program.export, vm)? {
+            self.update(|state| state.vms.insert(vm.into(), Vm::halted(config)));
+        }
+        Ok(())
+    }
+
     pub(crate) fn vm_start(self: &Arc<Self>, vm: &str, host: &str) -> Result<()> {
         let connection = self.connection(host)?;
+        self.know(vm)?;
         let config = {
             let state = self.lock();
             let entry = state.vms.get(vm).ok_or_else(|| Self::no_vm(&state, vm))?;
