@@ -3,12 +3,6 @@
 //! What pools do under every fault is simulated beside the crate `pool`; here is the proof that the whole does the same, with one
 //! boot. Nothing here asserts a time: the scenario `host-pull` has limits.
 
-#[path = "../migration/log.rs"]
-mod log;
-#[path = "../migration/real_lab.rs"]
-#[allow(dead_code, reason = "a part of what migrations need is enough")]
-mod real_lab;
-
 use elab::assembly::GUEST;
 use lab_protocol::{Command, Event, PoolMark, Record};
 use serde_json::Value;

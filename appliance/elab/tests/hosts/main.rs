@@ -1,13 +1,16 @@
-//! Live migrations in a real lab: hosts of our own image in QEMU, the session guest, the storage server.
+//! Real labs: live migrations, a host that is pulled, a guest that goes to another pool. Hosts of our own image run in QEMU,
+//! with the session guest and the storage server.
 //!
 //! What every message boundary does under a fault is simulated, exhaustively and repeatably, beside the crates `migration`
 //! and `host`; here is the proof that the same holds for the whole, with as few boots as that takes. Nothing here asserts a time:
 //! benches measure. A lab takes the whole machine, so one test at a time has one.
 
+mod availability;
 mod by_hand;
 mod endings;
 mod faults;
 mod log;
+mod pools;
 mod real_lab;
 
 use std::collections::HashSet;
