@@ -20,7 +20,12 @@ fn the_guest_of_a_pulled_host_is_restarted_with_all_that_it_had_synced() {
         .execute(&Command::HaEnable { failures: 1 })
         .unwrap();
     assert_eq!(view["tolerated_failures"], 1);
-    assert_eq!(view["coordinator"], "h1");
+    // Who coordinates first depends on whose word came first.
+    let coordinator = view["coordinator"].as_str();
+    assert!(
+        coordinator.is_some_and(|host| ["h1", "h2", "h3"].contains(&host)),
+        "{view}"
+    );
     assert_eq!(protection(&lab), "restart");
     // It has gone on: to be protected costs it nothing.
     assert_eq!(lab.guest_host().as_deref(), Some("h1"));
@@ -56,8 +61,9 @@ fn the_guest_of_a_pulled_host_is_restarted_with_all_that_it_had_synced() {
         .filter(|view| view["error"].is_null())
         .collect();
     assert_eq!(told.len(), 2, "{views}");
+    assert_eq!(told[0]["coordinator"], told[1]["coordinator"]);
     for view in told {
-        assert_eq!(view["coordinator"], "h2");
+        assert_ne!(view["coordinator"], "h1");
         assert_eq!(view["hosts"][0]["member"], false);
         let place = format!("running on {survivor}");
         assert_eq!(view["vms"][0]["place"], place.as_str());
