@@ -290,7 +290,10 @@ impl App {
             Action::TypeSession => Err(
                 "the session's keys are the typist's, whose echoes are measured; o types at the console".into(),
             ),
-            Action::Export | Action::Import | Action::Snapshot | Action::Clone => {
+            Action::Export | Action::Import => Err(
+                "not from here: `elab export` and `elab import` do it in another terminal, while the VM is off".into(),
+            ),
+            Action::Snapshot | Action::Clone => {
                 Err("a running lab has no command for that; its disks are in use".into())
             }
             _ => Err("this key does nothing here".into()),
