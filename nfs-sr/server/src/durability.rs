@@ -1,7 +1,11 @@
 //! Making writes durable: group commit per file, the write verifier, and what happens when a sync fails.
 //!
-//! All who wait for a file while a sync of it is running share the next sync, so that 32 stable writes at once cost
-//! one or two syncs and not 32. A failed sync is never forgotten: the kernel reports it once and then drops the
+//! All who wait for a file while syncs of it are running share the next one, so that 32 stable writes at once cost
+//! two syncs and not 32. Two, since one writes while the other waits for the disk to flush; each write in a sync of its own
+//! (`RWF_DSYNC`) costs more than twice the processor time. Each of the two has its own open file description: the kernel tells an
+//! error of writing back once to each, and on a shared one the first to sync would take it from the other.
+//!
+//! A failed sync is never forgotten: the kernel reports it once and then drops the
 //! pages, so a second sync that succeeds proves nothing. From then on the verifier is another one (clients
 //! send their unstable writes again), and the export takes no more writes, also after a restart: a mark in the server's private
 //! directory says so until an operator takes it away.
@@ -24,6 +28,8 @@ use crate::{
     times::Times,
 };
 
+/// Syncs of one file at a time.
+pub const SYNCS: usize = 2;
 /// File in the private directory that says which sync failed.
 const MARK: &str = "storage-failed";
 
@@ -95,13 +101,13 @@ impl Durability {
     }
 
     /// Syncs a file so that what `cover` says is true.
-    fn cover(&self, file: &impl Syncable, cover: Cover) -> io::Result<()> {
+    fn cover(&self, file: &impl Syncable, place: usize, cover: Cover) -> io::Result<()> {
         match cover {
-            Cover::Data => file.sync(Cover::Data),
-            Cover::Times if self.times.mark(file.id())? => file.sync(Cover::Data),
-            Cover::Times => file.sync(Cover::All),
+            Cover::Data => file.sync(place, Cover::Data),
+            Cover::Times if self.times.mark(file.id())? => file.sync(place, Cover::Data),
+            Cover::Times => file.sync(place, Cover::All),
             Cover::All => {
-                file.sync(Cover::All)?;
+                file.sync(place, Cover::All)?;
                 self.times.unmark(file.id())
             }
         }
@@ -135,7 +141,12 @@ impl Durability {
             let text = format!("a sync failed: {error}");
             let _ = crate::sr::write_durably(&self.private.join(MARK), text.as_bytes());
             SyncFailed
-        })
+        })?;
+        // Another may have failed meanwhile.
+        if self.failed() {
+            return Err(SyncFailed);
+        }
+        Ok(())
     }
 }
 
@@ -157,8 +168,9 @@ type Waiter = Box<dyn FnOnce(Result<(), SyncFailed>) + Send>;
 pub trait Syncable: Send + Sync + 'static {
     /// Which file.
     fn id(&self) -> FileId;
-    /// Syncs it, without grouping.
-    fn sync(&self, cover: Cover) -> io::Result<()>;
+    /// Syncs it, without grouping. `place` is below [`SYNCS`], and each has an open file description of its own, which is older than
+    /// any write that it covers.
+    fn sync(&self, place: usize, cover: Cover) -> io::Result<()>;
     /// Its group commit.
     fn group(&self) -> &GroupCommit;
 }
@@ -174,9 +186,29 @@ pub struct GroupCommit {
 
 #[derive(Default)]
 struct State {
-    /// Somebody is in [`lead`].
-    running: bool,
+    /// How many waiters each running sync will answer; zero in the place of one that does not run.
+    running: [usize; SYNCS],
+    /// The sync that runs covers times.
+    alone: bool,
+    /// A thread is on its way to [`lead`].
+    called: bool,
     waiters: Vec<(Cover, Waiter)>,
+}
+
+impl State {
+    /// The place of the sync that is to begin now, if one is. Beside another one begins only if it answers as many: a small one would
+    /// keep the place from those who are just arriving. One that covers times runs alone: it takes away the mark that the
+    /// other relies on.
+    fn next(&self) -> Option<usize> {
+        let running = self.running.iter().filter(|answers| **answers > 0).count();
+        let answers: usize = self.running.iter().sum();
+        let alone = self.waiters.iter().any(|(cover, _)| *cover == Cover::All);
+        let few = self.waiters.len() * running < answers;
+        if self.waiters.is_empty() || self.alone || running > 0 && (alone || few) {
+            return None;
+        }
+        self.running.iter().position(|answers| *answers == 0)
+    }
 }
 
 impl GroupCommit {
@@ -205,7 +237,8 @@ pub fn when_synced<F: Syncable>(
         .lock()
         .expect("no waiter runs under the lock");
     state.waiters.push((cover, Box::new(waiter)));
-    if !state.running && state.waiters.len() == 1 {
+    if !state.called && state.next().is_some() {
+        state.called = true;
         let (file, durability) = (file.clone(), durability.clone());
         pool.spawn(move || lead(&*file, &durability));
     }
@@ -242,24 +275,23 @@ pub fn sync_now<F: Syncable>(
     }
 }
 
-/// Syncs until nobody waits, unless another thread is doing so.
+/// Syncs as long as a sync is to begin. Those who are left wait for one that is running, whose leader looks again after it.
 fn lead<F: Syncable>(file: &F, durability: &Durability) {
     let group = file.group();
     let mut state = group.state.lock().expect("no waiter runs under the lock");
-    if state.running {
-        return;
-    }
-    state.running = true;
-    while !state.waiters.is_empty() {
+    state.called = false;
+    while let Some(place) = state.next() {
         let waiters = std::mem::take(&mut state.waiters);
-        drop(state);
         let cover = waiters
             .iter()
             .map(|(cover, _)| *cover)
             .max()
             .unwrap_or(Cover::Data);
+        state.running[place] = waiters.len();
+        state.alone = cover == Cover::All;
+        drop(state);
         let written = group.written.load(Ordering::SeqCst);
-        let result = durability.sync(waiters.len(), || durability.cover(file, cover));
+        let result = durability.sync(waiters.len(), || durability.cover(file, place, cover));
         if result.is_ok() {
             group.synced.fetch_max(written, Ordering::SeqCst);
         }
@@ -267,6 +299,36 @@ fn lead<F: Syncable>(file: &F, durability: &Durability) {
             waiter(result);
         }
         state = group.state.lock().expect("no waiter runs under the lock");
+        state.running[place] = 0;
+        if cover == Cover::All {
+            state.alone = false;
+        }
     }
-    state.running = false;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sync_begins_beside_another_if_it_answers_as_many_and_covers_no_times() {
+        let state = |running, alone, waiting: &[Cover]| State {
+            running,
+            alone,
+            called: false,
+            waiters: waiting
+                .iter()
+                .map(|cover| (*cover, Box::new(|_| {}) as Waiter))
+                .collect(),
+        };
+        let (stable, all) = (Cover::Times, Cover::All);
+        assert_eq!(state([0, 0], false, &[]).next(), None);
+        assert_eq!(state([0, 0], false, &[stable]).next(), Some(0));
+        assert_eq!(state([2, 0], false, &[stable]).next(), None);
+        assert_eq!(state([2, 0], false, &[stable; 2]).next(), Some(1));
+        assert_eq!(state([2, 2], false, &[stable; 9]).next(), None);
+        assert_eq!(state([0, 0], false, &[stable, all]).next(), Some(0));
+        assert_eq!(state([1, 0], false, &[stable, all]).next(), None);
+        assert_eq!(state([1, 0], true, &[stable; 9]).next(), None);
+    }
 }

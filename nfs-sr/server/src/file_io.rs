@@ -13,6 +13,10 @@ use rustix::{
     io::{Errno, ReadWriteFlags, preadv2, pwrite},
 };
 
+/// Bytes written by one system call. The kernel keeps them in memory in as large a unit (folio) as it gets them, and ext4 (Linux 6.16
+/// and later) then walks all blocks of the unit for each later write of 4 KiB to it, and again to write it back.
+const PIECE: usize = 128 << 10;
+
 /// Whether a read may wait for the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
@@ -82,7 +86,7 @@ impl FileIo for File {
 
     fn write_at(&self, mut data: &[u8], mut offset: u64) -> io::Result<()> {
         while !data.is_empty() {
-            match pwrite(self, data, offset) {
+            match pwrite(self, &data[..data.len().min(PIECE)], offset) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => {
                     data = &data[n..];

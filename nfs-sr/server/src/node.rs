@@ -28,7 +28,7 @@ use rustix::{
 };
 
 use crate::{
-    durability::{GroupCommit, Syncable},
+    durability::{GroupCommit, SYNCS, Syncable},
     file_io::{Cover, Disk, FileIo},
     handles::FileId,
 };
@@ -52,7 +52,9 @@ pub struct Node {
     pub kind: FileType,
     anchor: OwnedFd,
     path: Mutex<PathBuf>,
-    io: OnceLock<Box<dyn FileIo>>,
+    /// The first for reading, writing and syncing, the others for syncing beside it. Opened together: none may be younger than a
+    /// write that it syncs, or it could miss an error that another was told before.
+    io: OnceLock<[Box<dyn FileIo>; SYNCS]>,
     group: GroupCommit,
     /// Shared by every read and write from the check of its lease to its end; exclusive while the lease changes. So no
     /// write of an old epoch is under way when a new epoch is granted.
@@ -113,6 +115,7 @@ impl Node {
     }
 
     fn open_io(&self, disk: &dyn Disk) -> io::Result<Box<dyn FileIo>> {
+        // By the path, not `dup`: an open file description of its own.
         let fd = match self.kind {
             FileType::Directory => self.reopen(OFlags::RDONLY | OFlags::DIRECTORY),
             FileType::Regular => {
@@ -132,11 +135,11 @@ impl Node {
     /// Opens a regular file or a directory for reading, writing and syncing, unless it is open.
     pub fn io(&self, disk: &dyn Disk) -> io::Result<&dyn FileIo> {
         if self.io.get().is_none() {
-            let io = self.open_io(disk)?;
-            // Another thread may have been first; its descriptor is as good.
+            let io = [self.open_io(disk)?, self.open_io(disk)?];
+            // Another thread may have been first; its descriptors are as good.
             let _ = self.io.set(io);
         }
-        Ok(&**self.io.get().expect("set above"))
+        Ok(&*self.io.get().expect("set above")[0])
     }
 }
 
@@ -145,9 +148,9 @@ impl Syncable for Node {
         self.id
     }
 
-    fn sync(&self, cover: Cover) -> io::Result<()> {
+    fn sync(&self, place: usize, cover: Cover) -> io::Result<()> {
         match self.io.get() {
-            Some(io) => io.sync(cover),
+            Some(io) => io[place].sync(cover),
             None => Ok(()),
         }
     }

@@ -317,7 +317,7 @@ fn end_on_panic() {
     }));
 }
 
-/// A descriptor or two for each file in use, and one for each connection.
+/// A few descriptors for each file in use, and one for each connection.
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);

@@ -3,14 +3,17 @@
 mod support;
 
 use std::{
-    io,
+    fs::File,
+    io::{self, Seek, SeekFrom},
     os::fd::OwnedFd,
     path::Path,
     process::Command,
     sync::{
-        Arc,
-        atomic::{AtomicI32, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicI32, Ordering},
+        mpsc,
     },
+    time::Duration,
 };
 
 use nfs_sr::{
@@ -311,4 +314,127 @@ fn a_read_only_disk_is_not_served_and_why_is_said() {
     let why = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{why}");
     assert!(why.contains("Read-only file system"), "{why}");
+}
+
+/// A disk that turns out in the background not to have taken what was written. As the kernel does, it tells that once to each open
+/// file description; what a description was told is kept in its offset, so that duplicates of a descriptor share it.
+#[derive(Clone)]
+struct LateDisk {
+    /// Negative control: all descriptors of the file are duplicates of one.
+    shared: Option<Arc<Mutex<Option<File>>>>,
+    /// It has failed by now.
+    failed: Arc<AtomicBool>,
+    /// Told when a sync has begun.
+    begun: mpsc::Sender<()>,
+    /// Syncs wait for it.
+    fails: Arc<Mutex<()>>,
+    telling: Arc<Mutex<()>>,
+    /// The sync that is told first waits for it.
+    first: Arc<Mutex<()>>,
+    told: Arc<AtomicBool>,
+}
+
+struct LateFile {
+    file: File,
+    disk: LateDisk,
+}
+
+impl Disk for LateDisk {
+    fn file(&self, fd: OwnedFd, path: &Path) -> Box<dyn FileIo> {
+        if path != Path::new("a") {
+            return HostDisk.file(fd, path);
+        }
+        let mut file = File::from(fd);
+        if let Some(shared) = &self.shared {
+            let mut shared = shared.lock().expect("no panic");
+            file = shared
+                .get_or_insert(file)
+                .try_clone()
+                .expect("a descriptor");
+        }
+        let disk = self.clone();
+        Box::new(LateFile { file, disk })
+    }
+}
+
+impl FileIo for LateFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64, wait: Wait) -> io::Result<usize> {
+        FileIo::read_at(&self.file, buffer, offset, wait)
+    }
+
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        FileIo::write_at(&self.file, data, offset)
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        FileIo::set_len(&self.file, length)
+    }
+
+    fn sync(&self, cover: Cover) -> io::Result<()> {
+        if !self.disk.failed.load(Ordering::SeqCst) {
+            return FileIo::sync(&self.file, cover);
+        }
+        let _ = self.disk.begun.send(());
+        drop(self.disk.fails.lock().expect("no panic"));
+        let telling = self.disk.telling.lock().expect("no panic");
+        let mut description = &self.file;
+        if description.stream_position()? == 1 {
+            return Ok(());
+        }
+        description.seek(SeekFrom::Start(1))?;
+        drop(telling);
+        if !self.disk.told.swap(true, Ordering::SeqCst) {
+            drop(self.disk.first.lock().expect("no panic"));
+        }
+        Err(Errno::IO.into())
+    }
+}
+
+/// The answers to two stable writes whose syncs run side by side when writing back fails, the one that is told last first.
+fn answers_when_both_fail(shared: bool) -> [Result<(), Status>; 2] {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (begun, begins) = mpsc::channel();
+    let disk = LateDisk {
+        shared: shared.then(Arc::default),
+        failed: Arc::default(),
+        begun,
+        fails: Arc::default(),
+        telling: Arc::default(),
+        first: Arc::default(),
+        told: Arc::default(),
+    };
+    let options = Options {
+        disk: Arc::new(disk.clone()),
+        ..Options::default()
+    };
+    let server = TestServer::with(dir.path(), options);
+    let mut client = server.client();
+    let root = client.root();
+    let file = client.create(root, "a").expect("created");
+    disk.failed.store(true, Ordering::SeqCst);
+    let (fails, first) = (disk.fails.lock(), disk.first.lock());
+    let (answered, answers) = mpsc::channel();
+    let soon = Duration::from_secs(20);
+    for offset in [0, 4096] {
+        let (mut client, answered) = (server.client(), answered.clone());
+        std::thread::spawn(move || {
+            let written = client.write(file, offset, &[1; 4096], Stability::FileSync);
+            answered.send(written.map(drop)).expect("the test waits");
+        });
+        begins.recv_timeout(soon).expect("syncs run side by side");
+    }
+    drop(fails);
+    let last = answers.recv_timeout(soon).expect("an answer");
+    drop(first);
+    [last, answers.recv_timeout(soon).expect("an answer")]
+}
+
+#[test]
+fn each_of_two_syncs_side_by_side_is_told_of_a_failure() {
+    assert_eq!(answers_when_both_fail(false), [Err(Status::Io); 2]);
+}
+
+#[test]
+fn negative_control_on_one_description_a_sync_takes_the_failure_from_the_other() {
+    assert_eq!(answers_when_both_fail(true), [Ok(()), Err(Status::Io)]);
 }
