@@ -17,7 +17,7 @@ pub const INIT: &str = include_str!("../../guest/initrd-init");
 
 /// Modules the guest needs before its disk is there, or that its init would have to load: `true` when the guest
 /// cannot do without. What they depend on is found and loaded before them.
-const MODULES: &[(&str, bool)] = &[
+pub const MODULES: &[(&str, bool)] = &[
     ("virtio_pci", true),
     ("virtio_blk", true),
     ("virtio_net", true),
@@ -26,6 +26,9 @@ const MODULES: &[(&str, bool)] = &[
     ("crc32c_generic", false),
     ("virtio_rng", false),
     ("virtio_balloon", false),
+    // The power button, and the device file by which programs hear of it.
+    ("button", false),
+    ("evdev", false),
 ];
 
 /// Commands that [`INIT`] uses.

@@ -224,6 +224,10 @@ fn recipe_hash(distribution: &packages::Distribution) -> String {
         hash.update(contents.as_bytes());
     }
     hash.update(initrd::INIT.as_bytes());
+    for (name, _) in initrd::MODULES {
+        hash.update(name.as_bytes());
+        hash.update(b"\n");
+    }
     manifest::hex(&hash.finalize())
 }
 

@@ -12,6 +12,12 @@ use super::packages::{self, Package};
 
 /// Our files in the guest: path, mode, contents.
 pub const FILES: &[(&str, u32, &str)] = &[
+    // Busybox's acpid names a press of any power button so.
+    (
+        "etc/acpi/PWRF/00000080",
+        0o755,
+        include_str!("../../guest/power-button"),
+    ),
     ("etc/fstab", 0o644, include_str!("../../guest/fstab")),
     ("etc/group", 0o644, include_str!("../../guest/group")),
     (
@@ -111,6 +117,7 @@ pub fn configure(sh: &Shell, root: &Path, keys: &Keys) -> Result<()> {
         "tmp",
         "root/.ssh",
         "mnt",
+        "etc/acpi/PWRF",
         "etc/dropbear",
         "var/log",
     ] {
