@@ -17,9 +17,6 @@ fn a_session_lives_through_migrations() {
             "--quick",
             "--fast-boot",
             "--verify",
-            // Hashing takes seconds on a busy machine; what is sent meanwhile must find room in the hosts' queues.
-            "--probe-hz",
-            "50",
             "--migrations",
             "2",
             "--name",

@@ -18,8 +18,9 @@ use crate::{console::Console, control::ConnectionId, migrate::Rehearsal};
 /// Largest packet on the session network.
 const GUEST_MTU: u16 = 1500;
 
-/// Frames that wait for a guest's buffer; what comes on top is dropped, as on a wire.
-const MAX_WAITING_FRAMES: usize = 1024;
+/// Frames that wait for a guest's buffer; what comes on top is dropped, as on a wire. As many as a destination of a migration
+/// keeps: a guest that stands still for seconds, as while its memory is hashed, loses none at a few hundred a second.
+const MAX_WAITING_FRAMES: usize = 4096;
 
 /// Most of each a VM may have. A machine's PCI bus has room for more; these bound what one
 /// configuration can ask of a host.
