@@ -209,6 +209,10 @@ fn a_run_that_is_told_to_end_leaves_nothing() {
     assert_eq!(run.wait().unwrap().code(), Some(130));
     eventually("no process is left", || processes("told-1").is_empty());
     assert!(!workspace().join(".elab/run/told-1").exists());
+    // How far it came is kept, its disks are not.
+    let kept = workspace().join(".elab/results/latest/told-1");
+    assert!(kept.join("events.jsonl").exists());
+    assert!(!kept.join("export").exists());
 }
 
 #[test]

@@ -101,11 +101,14 @@ pub fn run(order: &Order, interrupts: &Interrupts, progress: &dyn Fn(&str)) -> R
     interrupts.on_interrupt(move || stopper.stop());
     let ended = match act(order, lab, &artifacts, factor, interrupts, progress) {
         Ok(ended) => ended,
-        // The log says how far it came.
-        Err(error) if interrupts.came() => return Err(error),
+        Err(_) if interrupts.came() => Ended::Interrupted,
         Err(error) => Ended::Failed(format!("{error:#}")),
     };
     if ended == Ended::Interrupted {
+        // Nobody judges it. The log says how far it came.
+        if !order.keep {
+            evidence::remove_heavy(&folder).context("cannot remove evidence")?;
+        }
         bail!("interrupted");
     }
     let records =

@@ -1,9 +1,12 @@
 //! A lab as its user meets it: from a shell, with the machine's own programs.
 
 use std::io::{Read, Write};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
+
+use elab::run_folder::RUNS;
 
 use crate::real_lab::{PATIENCE, WORKSPACE, take_turn};
 
@@ -98,6 +101,7 @@ impl Up {
         self.ended = true;
         let down = elab(&["down"]);
         assert!(down.status.success(), "{}", text(&down.stderr));
+        std::fs::remove_dir_all(Path::new(WORKSPACE).join(RUNS).join(NAME)).unwrap();
     }
 }
 

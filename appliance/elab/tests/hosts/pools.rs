@@ -12,7 +12,7 @@ use elab::network::SESSION;
 use lab_protocol::Command;
 use scenarios::session::{self, Access, Stream};
 
-use crate::real_lab::take_turn;
+use crate::real_lab::{end, take_turn};
 
 /// Whatever is waited for comes within this, however busy the machine is.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -131,6 +131,6 @@ fn a_guest_comes_up_in_another_pool_with_what_its_user_had_written() {
         (imported - exported).as_secs_f64(),
         (back - imported).as_secs_f64(),
     );
-    a.lab.stop("the test is over").unwrap();
-    b.lab.stop("the test is over").unwrap();
+    end(&a.lab);
+    end(&b.lab);
 }
