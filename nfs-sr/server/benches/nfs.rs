@@ -22,8 +22,11 @@ use nfs3::{
 
 /// Bytes of the file; it fits into memory, since the network path is what is measured.
 const FILE: u64 = 128 << 20;
-/// How long each measurement runs.
+/// How long each measurement runs, and in how many slices.
 const TIME: Duration = Duration::from_millis(1200);
+const SLICES: u32 = 8;
+/// Written at a time by the server, and so where none is: how the kernel keeps a file in memory depends on it.
+const PIECE: usize = 128 << 10;
 const IN_NAMESPACE: &str = "NFS_BENCH_IN_NAMESPACE";
 
 #[derive(Clone, Copy)]
@@ -139,11 +142,8 @@ fn main() -> ExitCode {
             if !case.name.contains(&wanted) {
                 continue;
             }
-            for server in &servers {
-                results
-                    .entry((server.name, i))
-                    .or_default()
-                    .push(measure(server, case));
+            for (server, rate) in servers.iter().zip(measure(&servers, case)) {
+                results.entry((server.name, i)).or_default().push(rate);
             }
         }
         for local in &mut local {
@@ -292,51 +292,93 @@ fn open(server: &Server) -> (Client<TcpStream>, FileHandle) {
     (client, created.object.expect("a handle"))
 }
 
-/// Calls per second.
-fn measure(server: &Server, case: &Case) -> f64 {
-    let (mut client, file) = open(server);
-    let data = vec![0x5a; case.bytes];
-    fill(&mut client, file);
-    let (mut random, mut next) = (fastrand::Rng::with_seed(7), 0u64);
-    let mut send = |client: &mut Client<TcpStream>| {
-        let slots = FILE / case.bytes as u64;
-        let slot = if case.sequential {
-            next % slots
+/// Calls per second of each server. They take turns in short slices, so that what else the machine does meanwhile falls on all of
+/// them alike.
+fn measure(servers: &[Server], case: &Case) -> Vec<f64> {
+    let mut runs: Vec<Run> = servers
+        .iter()
+        .map(|server| Run::new(server, case))
+        .collect();
+    for _ in 0..SLICES {
+        for run in &mut runs {
+            run.slice();
+        }
+    }
+    runs.iter()
+        .map(|run| run.calls as f64 / run.time.as_secs_f64())
+        .collect()
+}
+
+/// One server's part of a measurement.
+struct Run<'a> {
+    case: &'a Case,
+    client: Client<TcpStream>,
+    file: FileHandle,
+    data: Vec<u8>,
+    random: fastrand::Rng,
+    sent: u64,
+    calls: u64,
+    time: Duration,
+}
+
+impl<'a> Run<'a> {
+    fn new(server: &Server, case: &'a Case) -> Self {
+        let (mut client, file) = open(server);
+        fill(&mut client, file);
+        Self {
+            case,
+            client,
+            file,
+            data: vec![0x5a; case.bytes],
+            random: fastrand::Rng::with_seed(7),
+            sent: 0,
+            calls: 0,
+            time: Duration::ZERO,
+        }
+    }
+
+    fn slice(&mut self) {
+        for _ in 0..self.case.depth {
+            self.send();
+        }
+        let begun = Instant::now();
+        while begun.elapsed() < TIME / SLICES {
+            receive(&mut self.client, self.case);
+            self.calls += 1;
+            self.send();
+        }
+        self.time += begun.elapsed();
+        for _ in 0..self.case.depth {
+            receive(&mut self.client, self.case);
+        }
+    }
+
+    fn send(&mut self) {
+        let (file, count) = (self.file, self.case.bytes as u32);
+        let slots = FILE / u64::from(count);
+        let slot = if self.case.sequential {
+            self.sent % slots
         } else {
-            random.u64(0..slots)
+            self.random.u64(0..slots)
         };
-        next += 1;
-        let (offset, count) = (slot * case.bytes as u64, case.bytes as u32);
-        match case.work {
-            Work::Read => client.send::<Read>(&ReadArgs {
+        self.sent += 1;
+        let offset = slot * u64::from(count);
+        match self.case.work {
+            Work::Read => self.client.send::<Read>(&ReadArgs {
                 file,
                 offset,
                 count,
             }),
-            Work::Write(stable) => client.send::<Write>(&WriteArgs {
+            Work::Write(stable) => self.client.send::<Write>(&WriteArgs {
                 file,
                 offset,
                 count,
                 stable,
-                data: Data(&data),
+                data: Data(&self.data),
             }),
         }
         .expect("connected");
-    };
-    for _ in 0..case.depth {
-        send(&mut client);
     }
-    let (begun, mut calls) = (Instant::now(), 0u64);
-    while begun.elapsed() < TIME {
-        receive(&mut client, case);
-        calls += 1;
-        send(&mut client);
-    }
-    let rate = calls as f64 / begun.elapsed().as_secs_f64();
-    for _ in 0..case.depth {
-        receive(&mut client, case);
-    }
-    rate
 }
 
 fn receive(client: &mut Client<TcpStream>, case: &Case) {
@@ -391,8 +433,8 @@ fn fill(client: &mut Client<TcpStream>, file: FileHandle) {
 fn local_fdatasync(base: &Path, group: u64, sequential: bool) -> f64 {
     use std::os::unix::fs::FileExt;
     let file = std::fs::File::create(base.join("local")).expect("create");
-    for offset in (0..FILE).step_by(1 << 20) {
-        file.write_all_at(&vec![1; 1 << 20], offset).expect("write");
+    for offset in (0..FILE).step_by(PIECE) {
+        file.write_all_at(&[1; PIECE], offset).expect("write");
     }
     file.sync_all().expect("sync");
     let mut random = fastrand::Rng::with_seed(7);
@@ -459,8 +501,16 @@ fn report(servers: &[Server], results: &BTreeMap<(&str, usize), Vec<f64>>, local
             }
         }
         if let [own, other] = servers {
-            let ratio = median(&results[&(own.name, i)]) / median(&results[&(other.name, i)]);
-            println!("  ratio    {ratio:>8.2}");
+            let rounds = results[&(own.name, i)]
+                .iter()
+                .zip(&results[&(other.name, i)]);
+            let mut ratios: Vec<f64> = rounds.map(|(own, other)| own / other).collect();
+            ratios.sort_by(f64::total_cmp);
+            let (least, most) = (ratios[0], ratios[ratios.len() - 1]);
+            println!(
+                "  ratio    {:>8.2}, of single rounds {least:.2} to {most:.2}",
+                median(&ratios)
+            );
         }
     }
     for Local {
