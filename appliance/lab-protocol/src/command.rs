@@ -82,6 +82,15 @@ pub enum DiskFault {
 }
 
 impl DiskFault {
+    /// All.
+    pub const ALL: [Self; 5] = [
+        Self::EioRead,
+        Self::EioWrite,
+        Self::EioFsync,
+        Self::Full,
+        Self::Clear,
+    ];
+
     /// Its name, as on the wire.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -92,6 +101,18 @@ impl DiskFault {
             Self::Full => "full",
             Self::Clear => "clear",
         }
+    }
+}
+
+impl std::str::FromStr for DiskFault {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|fault| fault.name() == word);
+        found.ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            format!("a disk has no fault \"{word}\": {names}")
+        })
     }
 }
 

@@ -81,6 +81,31 @@ pub enum PoolMark {
     Note,
 }
 
+/// What a port of the switch has counted since the lab began. A port sends into the switch and receives from it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct PortCounters {
+    pub network: String,
+    pub port: String,
+    pub sent_frames: u64,
+    pub sent_bytes: u64,
+    pub received_frames: u64,
+    pub received_bytes: u64,
+    /// Frames lost in either direction.
+    pub dropped: u64,
+}
+
+/// The calls of one kind that the storage server has answered since its start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationCounters {
+    /// `READ`, `WRITE`, `COMMIT`, `RENEW`, ...
+    pub name: String,
+    /// How many.
+    pub calls: u64,
+    /// Microseconds from each call's arrival to its reply, all of them together.
+    pub time_us: u64,
+}
+
 /// What can happen in a lab. `kind` names the variant in kebab-case.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
@@ -187,6 +212,15 @@ pub enum Event {
     },
     /// The storage server's process was started, ended or died, or a host lost or regained it.
     StorageState { state: String },
+    /// Counters of the switch's ports, about once a second: those that have changed. None has when it is quiet, which is
+    /// told once.
+    PortStatistics { ports: Vec<PortCounters> },
+    /// Counters of the storage server, about once a second while they change, and once more.
+    StorageStatistics {
+        operations: Vec<OperationCounters>,
+        read_bytes: u64,
+        written_bytes: u64,
+    },
     /// A lease changed: `acquired`, `transferred`, `released`, `expired`, `broken`, `refused`. Or how the storage server
     /// found it when it started, since its predecessor may have died with a change unreported: `held`, `shared`, `free`.
     Lease {

@@ -9,6 +9,8 @@ use std::{
 
 use serde::Serialize;
 
+use crate::metrics::Calls;
+
 /// Lines that wait for a slow reader. What comes on top is dropped, and counted in the next line.
 const QUEUE: usize = 4096;
 
@@ -50,6 +52,12 @@ pub enum Event {
     StorageFailed { path: String, error: String },
     /// From now on the disk fails as it was told to, or, with `clear`, does so no longer.
     DiskFault { fault: String },
+    /// What was done since the server's start: once a second while there is anything to do, and once more when that is over.
+    Statistics {
+        operations: Vec<Calls>,
+        read_bytes: u64,
+        written_bytes: u64,
+    },
     /// Something that an operator should know.
     Warning { message: String },
     /// The server ends.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use nfs3::{lease, mount, nfs, portmap};
+use serde::Serialize;
 
 use crate::server::Server;
 
@@ -41,6 +42,17 @@ pub struct Metrics {
     pub connections: AtomicU64,
 }
 
+/// The calls of one procedure since the server's start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Calls {
+    /// Its name.
+    pub name: &'static str,
+    /// How many were answered.
+    pub calls: u64,
+    /// From each call's arrival to its reply, all of them together.
+    pub time_us: u64,
+}
+
 impl Metrics {
     /// Counts a call.
     pub fn answered(&self, program: u32, procedure: u32, latency: Duration) {
@@ -59,6 +71,29 @@ impl Metrics {
         operation
             .microseconds
             .fetch_add(microseconds, Ordering::Relaxed);
+    }
+
+    /// The calls of NFS and of leases, by their names; those that nobody has made are left out.
+    pub fn calls(&self) -> Vec<Calls> {
+        let programs = PROGRAMS.iter().zip(&self.operations);
+        let of = |(program, operations): (&u32, &[Operation; PROCEDURES])| {
+            let name: fn(u32) -> &'static str = match *program {
+                nfs::PROGRAM => nfs::procedure_name,
+                lease::PROGRAM => lease::procedure_name,
+                _ => return Vec::new(),
+            };
+            let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            (0..)
+                .zip(operations)
+                .map(|(procedure, operation)| Calls {
+                    name: name(procedure),
+                    calls: operation.buckets.iter().map(load).sum(),
+                    time_us: load(&operation.microseconds),
+                })
+                .filter(|calls| calls.calls > 0)
+                .collect()
+        };
+        programs.flat_map(of).collect()
     }
 
     /// All of it as text.

@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, Sender, channel},
     },
@@ -74,6 +74,9 @@ pub struct ServeOptions {
     /// For labs: the disk fails as lines on standard input tell it to, which are eio-read, eio-write, eio-fsync, full, and clear.
     #[arg(long)]
     pub faults: bool,
+    /// Report once a second what was done.
+    #[arg(long)]
+    pub statistics: bool,
     /// TCP address on which Prometheus may fetch /metrics.
     #[arg(long)]
     pub metrics: Option<SocketAddr>,
@@ -169,6 +172,12 @@ pub fn serve(options: ServeOptions) -> Result<()> {
         thread::Builder::new()
             .name("faults".into())
             .spawn(move || faults::obey(io::stdin().lock(), &disk, &server))?;
+    }
+    if options.statistics {
+        let server = Arc::downgrade(&server);
+        thread::Builder::new()
+            .name("statistics".into())
+            .spawn(move || report_statistics(&server))?;
     }
     running.begin();
     let reason = running.wait();
@@ -329,6 +338,29 @@ fn raise_descriptor_limit() {
             maximum: limit.maximum,
         },
     );
+}
+
+/// Until the server ends.
+fn report_statistics(server: &Weak<Server>) {
+    const EVERY: Duration = Duration::from_secs(1);
+    let mut before = Vec::new();
+    let mut was_busy = false;
+    loop {
+        thread::sleep(EVERY);
+        let Some(server) = server.upgrade() else {
+            return;
+        };
+        let operations = server.metrics.calls();
+        let busy = operations != before;
+        if busy || was_busy {
+            server.events.report(&Event::Statistics {
+                operations: operations.clone(),
+                read_bytes: server.metrics.read_bytes.load(Ordering::Relaxed),
+                written_bytes: server.metrics.written_bytes.load(Ordering::Relaxed),
+            });
+        }
+        (before, was_busy) = (operations, busy);
+    }
 }
 
 /// Answers every HTTP request with the metrics, one at a time.

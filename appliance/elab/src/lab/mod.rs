@@ -11,6 +11,7 @@ mod reconcile;
 pub mod records;
 mod server;
 mod state;
+mod statistics;
 mod storage;
 #[cfg(test)]
 mod test_lab;
@@ -212,6 +213,7 @@ impl Lab {
             writer: Mutex::new(Some(writer)),
         };
         lab.inner.watch_switch(noticed)?;
+        lab.inner.watch_ports()?;
         if let Some(program) = &lab.inner.storage_program {
             let vms: Vec<VmConfig> = {
                 let state = lab.inner.lock();

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use lab_protocol::Event;
 use lab_protocol::command::DiskFault;
+use lab_protocol::event::OperationCounters;
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 
@@ -53,6 +54,11 @@ enum Said {
     },
     DiskFault {
         fault: String,
+    },
+    Statistics {
+        operations: Vec<OperationCounters>,
+        read_bytes: u64,
+        written_bytes: u64,
     },
     Warning {
         message: String,
@@ -119,7 +125,12 @@ impl Inner {
                 "--address",
             ])
             .arg(format!("{}/{PREFIX}", STORAGE.lab_address()))
-            .args(["--mtu", &STORAGE.mtu.to_string(), "--faults"])
+            .args([
+                "--mtu",
+                &STORAGE.mtu.to_string(),
+                "--faults",
+                "--statistics",
+            ])
             .stdin(stdin)
             .stdout(stdout)
             .stderr(log);
@@ -198,6 +209,15 @@ impl Inner {
                 self.update(|state| state.storage_fault = Some(fault));
                 Event::StorageState { state }
             }
+            Said::Statistics {
+                operations,
+                read_bytes,
+                written_bytes,
+            } => Event::StorageStatistics {
+                operations,
+                read_bytes,
+                written_bytes,
+            },
             Said::Warning { message } => Event::Message {
                 level: "warning".into(),
                 text: message,
