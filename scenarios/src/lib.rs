@@ -8,6 +8,8 @@
 pub mod compare;
 pub mod engine;
 pub mod evidence;
+pub mod gate;
+pub mod history;
 pub mod measure;
 pub mod report;
 pub mod scenario;

@@ -9,7 +9,7 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
-use crate::report::book::{Book, Values};
+use crate::report::book::Book;
 use crate::scenario::figure;
 
 /// A difference that chance explains this often is no finding.
@@ -125,13 +125,33 @@ pub fn compare(a: &Book, b: &Book) -> Comparison {
         for name in COMPARED {
             if let Some((a, b)) = one.figures.get(name).zip(other.figures.get(name)) {
                 let unit = figure::find(name).map_or("", |figure| figure.unit);
-                figures.push(figure_of(&one.title(), unit, a, b));
+                let title = format!("{}: {}", one.title(), a.title);
+                figures.push(figure_of(title, unit, &a.samples, &b.samples));
             }
         }
     }
     if figures.is_empty() {
         return not("they have no scenario with a figure in common".into());
     }
+    decided(figures)
+}
+
+/// A figure to be compared: its title and unit, the values of A, those of B.
+pub type Pair<'a> = (String, &'a str, &'a [f64], &'a [f64]);
+
+/// Compares figures by their values.
+#[must_use]
+pub fn of_values<'a>(figures: impl IntoIterator<Item = Pair<'a>>) -> Comparison {
+    let figures = figures.into_iter();
+    decided(
+        figures
+            .map(|(title, unit, a, b)| figure_of(title, unit, a, b))
+            .collect(),
+    )
+}
+
+/// Corrects for the number of figures, and says what each comes to.
+fn decided(mut figures: Vec<Compared>) -> Comparison {
     let corrected = statistics::holm(&figures.iter().map(|one| one.p).collect::<Vec<_>>());
     for (one, p) in figures.iter_mut().zip(corrected) {
         one.p = p;
@@ -148,22 +168,22 @@ pub fn compare(a: &Book, b: &Book) -> Comparison {
     }
 }
 
-fn figure_of(scenario: &str, unit: &str, a: &Values, b: &Values) -> Compared {
+fn figure_of(title: String, unit: &str, a: &[f64], b: &[f64]) -> Compared {
     let least = if unit == "ms" { LEAST_MS } else { 0.0 };
-    let worse = b.spread.median >= a.spread.median;
+    let [median_a, median_b] = [a, b].map(statistics::median);
     // One-sided, towards where the difference is: twice that is the chance of so large a difference either way.
-    let one_sided = if worse {
-        statistics::p_greater(&a.samples, &b.samples)
+    let one_sided = if median_b >= median_a {
+        statistics::p_greater(a, b)
     } else {
-        statistics::p_greater(&b.samples, &a.samples)
+        statistics::p_greater(b, a)
     };
     Compared {
-        title: format!("{scenario}: {}", a.title),
+        title,
         unit: unit.into(),
-        a: (a.spread.median, a.samples.len()),
-        b: (b.spread.median, b.samples.len()),
-        interval: statistics::interval(&a.samples, &b.samples),
-        least: least.max(a.spread.median.abs() * LEAST_SHARE),
+        a: (median_a, a.len()),
+        b: (median_b, b.len()),
+        interval: statistics::interval(a, b),
+        least: least.max(median_a.abs() * LEAST_SHARE),
         p: (one_sided * 2.0).min(1.0),
         outcome: Outcome::Inconclusive,
     }
@@ -235,7 +255,7 @@ pub fn summary(comparison: &Comparison, names: [&str; 2]) -> String {
 mod tests {
     use super::*;
     use crate::measure::statistics::Spread;
-    use crate::report::book::ScenarioReport;
+    use crate::report::book::{ScenarioReport, Values};
     use crate::verdict::Verdict;
 
     fn book(samples: Vec<f64>, cpu: &str) -> Book {

@@ -7,7 +7,7 @@ use crate::measure::statistics::quantile;
 const RESAMPLES: usize = 9_999;
 const SEED: u64 = 0xe1ab;
 
-fn median(values: &[f64]) -> f64 {
+pub(super) fn median(values: &[f64]) -> f64 {
     quantile(values, 0.5).unwrap_or(f64::NAN)
 }
 

@@ -115,7 +115,7 @@ fn line(out: &mut String, text: &str) {
 }
 
 /// Text inside a cell: bars and line ends would end it; very long text is for the page.
-fn cell(text: &str) -> String {
+pub(super) fn cell(text: &str) -> String {
     const LONGEST: usize = 1500;
     let text: String = text.chars().take(LONGEST).collect();
     text.replace('|', "\\|")

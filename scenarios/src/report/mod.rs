@@ -10,6 +10,7 @@ pub mod markdown;
 mod outage;
 mod page;
 mod player;
+pub mod release;
 pub mod run;
 mod samples;
 pub mod screen;

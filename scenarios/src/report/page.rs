@@ -4,7 +4,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use super::book::{Book, ScenarioReport, Values};
+use super::book::{Book, ScenarioReport};
 use super::chart::{escape, legend, waterfall};
 use super::run::RunReport;
 use super::{Report, player};
@@ -13,7 +13,7 @@ use crate::measure::read_log;
 use crate::measure::statistics::quantile;
 use crate::verdict::Verdict;
 
-const STYLE: &str = include_str!("style.css");
+pub(super) const STYLE: &str = include_str!("style.css");
 const WIDTH: f64 = 1000.0;
 /// More bars than this are not read; the worst are shown.
 const BARS_MAX: usize = 24;
@@ -70,7 +70,7 @@ pub(super) fn page(book: &Book, folder: &Path) -> String {
     out
 }
 
-const METHOD: &str = r#"<ul>
+pub(super) const METHOD: &str = r#"<ul>
 <li>Requests and keys leave on a fixed schedule that never waits for an answer, and each latency counts from the moment its request was due. A stall therefore shows at its full length.</li>
 <li><b>vCPU pause</b>: from the guest's last instruction at the source to its first at the destination. <b>UDP gap</b>: the longest time between two answers to the probe, from a migration's request until a second after its end. <b>Longest echo</b>: from when a key was due until the screen showed it. The three stand together because each hides what the others show.</li>
 <li>A gap in which the probe itself was late by more than a quarter is void, not slow. A scenario whose fault never met what it should disturb is inconclusive, not passed.</li>
@@ -79,7 +79,7 @@ const METHOD: &str = r#"<ul>
 <li>Limits are those of the scenario file beside this page. They belong to the machine named below and say nothing about another.</li>
 </ul>"#;
 
-fn shown(verdict: Verdict) -> (&'static str, &'static str) {
+pub(super) fn shown(verdict: Verdict) -> (&'static str, &'static str) {
     match verdict {
         Verdict::Passed => ("pass", "passed"),
         Verdict::Inconclusive => ("soft", "inconclusive"),
@@ -202,20 +202,39 @@ fn cards(out: &mut String, scenario: &ScenarioReport) {
     );
 }
 
-/// Every value as a dot: one row a figure, all on one scale of milliseconds.
+/// A row of dots: values in milliseconds, their median, and the limit of the figure.
+pub(super) struct Dots<'a> {
+    pub(super) label: String,
+    pub(super) samples: &'a [f64],
+    pub(super) median: f64,
+    pub(super) limit: Option<f64>,
+}
+
+/// Every value as a dot: one row a figure.
 fn dots(out: &mut String, scenario: &ScenarioReport) {
+    let of = |name: &&str| -> Option<Dots> {
+        let values = scenario.figures.get(*name)?;
+        let limit = scenario.limits.iter().find(|limit| limit.figure == *name);
+        (values.unit == "ms").then(|| Dots {
+            label: values.title.clone(),
+            samples: &values.samples,
+            median: values.spread.median,
+            limit: limit.and_then(|limit| limit.at_most),
+        })
+    };
+    let rows: Vec<Dots> = DRAWN.iter().filter_map(of).collect();
+    if !rows.is_empty() {
+        out.push_str("<h3>Every run</h3><p>One dot a migration or run; the bar is the median, the dashed line the limit of the figure.</p>");
+        strips(out, &rows);
+    }
+}
+
+/// Rows of dots, all on one scale.
+pub(super) fn strips(out: &mut String, rows: &[Dots]) {
     const LEFT: f64 = 210.0;
     const ROW: f64 = 34.0;
-    let rows: Vec<(&str, &Values)> = DRAWN
-        .iter()
-        .filter_map(|name| Some((*name, scenario.figures.get(*name)?)))
-        .filter(|(_, values)| values.unit == "ms")
-        .collect();
-    if rows.is_empty() {
-        return;
-    }
-    let all = rows.iter().flat_map(|(_, values)| &values.samples);
-    let limits = scenario.limits.iter().filter_map(|limit| limit.at_most);
+    let all = rows.iter().flat_map(|row| row.samples);
+    let limits = rows.iter().filter_map(|row| row.limit);
     let most = all.copied().chain(limits).fold(10.0_f64, f64::max);
     let least = 1.0_f64;
     // Decades: a pause of 8 ms and a migration of 2 s are read on one scale.
@@ -226,7 +245,7 @@ fn dots(out: &mut String, scenario: &ScenarioReport) {
     let height = rows.len() as f64 * ROW + 30.0;
     draw!(
         out,
-        r#"<h3>Every run</h3><p>One dot a migration or run; the bar is the median, the dashed line the limit of the figure.</p><figure><svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="Every value of each figure as a dot">"#
+        r#"<figure><svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="Every value of each figure as a dot">"#
     );
     let mut tick = 1.0;
     while tick <= most * 1.1 {
@@ -244,21 +263,16 @@ fn dots(out: &mut String, scenario: &ScenarioReport) {
         );
         tick *= 10.0;
     }
-    for (row, (name, values)) in rows.iter().enumerate() {
-        let middle = row as f64 * ROW + ROW / 2.0 + 2.0;
+    for (number, row) in rows.iter().enumerate() {
+        let middle = number as f64 * ROW + ROW / 2.0 + 2.0;
         draw!(
             out,
             r#"<text class="end" x="{:.1}" y="{:.1}">{}</text>"#,
             LEFT - 10.0,
             middle + 4.0,
-            escape(&values.title)
+            escape(&row.label)
         );
-        let limit = scenario
-            .limits
-            .iter()
-            .find(|limit| limit.figure == *name)
-            .and_then(|limit| limit.at_most);
-        if let Some(limit) = limit {
+        if let Some(limit) = row.limit {
             draw!(
                 out,
                 r#"<line class="felt" x1="{0:.1}" x2="{0:.1}" y1="{1:.1}" y2="{2:.1}"><title>limit {limit} ms</title></line>"#,
@@ -267,7 +281,7 @@ fn dots(out: &mut String, scenario: &ScenarioReport) {
                 middle + 13.0
             );
         }
-        for (index, value) in values.samples.iter().enumerate() {
+        for (index, value) in row.samples.iter().enumerate() {
             // Neighbours are set apart in a fixed pattern, so that equal values do not hide one another.
             let shift = [0.0, -5.0, 5.0, -9.0, 9.0][index % 5];
             draw!(
@@ -280,10 +294,10 @@ fn dots(out: &mut String, scenario: &ScenarioReport) {
         draw!(
             out,
             r#"<line class="median" x1="{0:.1}" x2="{0:.1}" y1="{1:.1}" y2="{2:.1}"><title>median {3:.1} ms</title></line>"#,
-            x(values.spread.median),
+            x(row.median),
             middle - 11.0,
             middle + 11.0,
-            values.spread.median
+            row.median
         );
     }
     out.push_str("</svg></figure>");
@@ -409,7 +423,7 @@ fn bars(out: &mut String, scenario: &ScenarioReport) {
     );
 }
 
-fn table(out: &mut String, head: &[&str], rows: impl Iterator<Item = Vec<String>>) {
+pub(super) fn table(out: &mut String, head: &[&str], rows: impl Iterator<Item = Vec<String>>) {
     out.push_str(r#"<div class="wide"><table><thead><tr>"#);
     for cell in head {
         draw!(out, "<th>{cell}</th>");

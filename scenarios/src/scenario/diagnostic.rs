@@ -26,7 +26,7 @@ pub struct ScenarioError {
 }
 
 impl Diagnostic {
-    pub(super) fn new(span: Range<usize>, message: impl Into<String>) -> Self {
+    pub(crate) fn new(span: Range<usize>, message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
             span,
@@ -42,14 +42,14 @@ impl Diagnostic {
         }
     }
 
-    pub(super) fn help(mut self, help: Option<String>) -> Self {
+    pub(crate) fn help(mut self, help: Option<String>) -> Self {
         self.help = help;
         self
     }
 }
 
 /// "did you mean" for a word that is not one of `known`, or the list of them.
-pub(super) fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+pub(crate) fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     let known: Vec<_> = known.into_iter().collect();
     let nearest = known
         .iter()
@@ -65,7 +65,7 @@ pub(super) fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
 }
 
 /// From the TOML reader's own error.
-pub(super) fn from_toml(error: &toml::de::Error, text: &str) -> Diagnostic {
+pub(crate) fn from_toml(error: &toml::de::Error, text: &str) -> Diagnostic {
     let span = error.span().unwrap_or(0..0);
     let whole = error.message();
     // serde says: unknown field `x`, expected one of `a`, `b` (or: expected `a` or `b`).

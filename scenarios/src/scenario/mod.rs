@@ -3,7 +3,7 @@
 //! It knows what a scenario may say, and nothing of how it is run.
 
 mod check;
-mod diagnostic;
+pub(crate) mod diagnostic;
 pub mod figure;
 pub mod file;
 pub mod library;
