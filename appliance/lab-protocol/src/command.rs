@@ -156,6 +156,16 @@ pub enum Command {
     VmDestroy {
         vm: String,
     },
+    /// Write the memory of a VM to the repository, and end it.
+    VmSuspend {
+        vm: String,
+    },
+    /// Let a suspended VM go on; where it was, if no host is named.
+    VmResume {
+        vm: String,
+        #[serde(default)]
+        host: Option<String>,
+    },
     VmMigrate {
         vm: String,
         to: String,

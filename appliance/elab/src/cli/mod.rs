@@ -7,6 +7,7 @@ mod run;
 mod scenario;
 mod status;
 mod tui;
+mod vm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,6 +20,7 @@ pub use export::{ExportArguments, ImportArguments, Place};
 pub use run::run;
 pub use scenario::{RunArguments, RunOneArguments};
 pub use tui::TuiArguments;
+pub use vm::VmAction;
 
 use scenarios::scenario::ScenarioError;
 
@@ -247,7 +249,7 @@ pub enum Action {
         #[command(subcommand)]
         action: HostAction,
     },
-    /// Start, stop, move and list VMs
+    /// Start, stop, move, suspend and list VMs
     Vm {
         /// Which lab
         #[command(flatten)]
@@ -413,48 +415,6 @@ pub enum HostAction {
     Thaw {
         /// The host
         host: String,
-    },
-}
-
-/// `elab vm ...`
-#[derive(Clone, Debug, Subcommand)]
-pub enum VmAction {
-    /// List the VMs
-    List {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Start a VM
-    Start {
-        /// The VM
-        vm: String,
-        /// Where
-        #[arg(long, default_value = "h1")]
-        host: String,
-    },
-    /// Press its power button, or pull its plug
-    Stop {
-        /// The VM
-        vm: String,
-        /// Pull its plug
-        #[arg(long)]
-        force: bool,
-    },
-    /// Move it to another host while it runs
-    Migrate {
-        /// The VM
-        vm: String,
-        /// Where to
-        to: String,
-        /// Compare its memory on both sides (adds seconds to the pause)
-        #[arg(long)]
-        verify: bool,
-    },
-    /// Cancel its migration; it runs on where it is
-    Cancel {
-        /// The VM
-        vm: String,
     },
 }
 

@@ -9,8 +9,8 @@ use lab_protocol::Command;
 
 use super::{
     Action, BenchArguments, Build, CannotRun, Cli, DEFAULT_DIRTY, DEFAULT_PROBE_HZ, DemoArguments,
-    DemoName, HaAction, HostAction, LinkAction, ReportAction, SrAction, VmAction, Which, evidence,
-    export, scenario, status,
+    DemoName, HaAction, HostAction, LinkAction, ReportAction, SrAction, Which, evidence, export,
+    scenario, status,
 };
 use crate::assembly::{self, Choices, GUEST};
 use crate::client::Client;
@@ -75,10 +75,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             Ok(command) => tell(&which, &command),
             Err(json) => show(&which, json, "/hosts", status::hosts),
         },
-        Action::Vm { which, action } => match vm_command(action) {
-            Ok(command) => tell(&which, &command),
-            Err(json) => show(&which, json, "/vms", status::vms),
-        },
+        Action::Vm { which, action } => super::vm::run(&which, action),
         Action::Tui(arguments) => super::tui::run(&arguments),
         Action::Console { which, vm } => {
             console::attach(&mut Client::connect(Path::new(RUNS), &which.name)?, &vm)?;
@@ -132,34 +129,13 @@ fn host_command(action: HostAction) -> Result<Command, bool> {
     })
 }
 
-/// The command, or for a list whether as JSON.
-fn vm_command(action: VmAction) -> Result<Command, bool> {
-    Ok(match action {
-        VmAction::List { json } => return Err(json),
-        VmAction::Start { vm, host } => Command::VmStart { vm, host },
-        VmAction::Stop { vm, force: false } => Command::VmShutdown { vm },
-        VmAction::Stop { vm, force: true } => Command::VmDestroy { vm },
-        VmAction::Migrate { vm, to, verify } => Command::VmMigrate { vm, to, verify },
-        VmAction::Cancel { vm } => Command::VmMigrateCancel { vm },
-    })
-}
-
 fn tell(which: &Which, command: &Command) -> Result<ExitCode> {
-    let begun = Instant::now();
-    let value = Client::connect(Path::new(RUNS), &which.name)?.execute(command)?;
-    if let (Command::VmMigrate { vm, to, .. }, Some(number)) =
-        (command, value["migration"].as_u64())
-    {
-        println!(
-            "{vm} runs on {to}: migration {number}, {:.1} s",
-            begun.elapsed().as_secs_f64()
-        );
-    }
+    Client::connect(Path::new(RUNS), &which.name)?.execute(command)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Shows a part of the lab's status.
-fn show(
+pub(super) fn show(
     which: &Which,
     json: bool,
     part: &str,

@@ -30,6 +30,8 @@ impl Inner {
             Command::VmStart { vm, host } => self.vm_start(vm, host)?,
             Command::VmShutdown { vm } => self.vm_shutdown(vm)?,
             Command::VmDestroy { vm } => self.vm_destroy(vm)?,
+            Command::VmSuspend { vm } => self.vm_suspend(vm)?,
+            Command::VmResume { vm, host } => self.vm_resume(vm, host.as_deref())?,
             Command::VmMigrate { vm, to, verify } => {
                 let number = self.vm_migrate(vm, to, *verify, NegativeControls::default())?;
                 return Ok(json!({ "migration": number }));

@@ -13,6 +13,7 @@ mod server;
 mod state;
 mod statistics;
 mod storage;
+mod suspended;
 #[cfg(test)]
 mod test_lab;
 mod translate;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use host_protocol::{Command, MigrationConfig, NegativeControls, VmId, VmState};
+use host_protocol::{Command, MigrationConfig, NegativeControls, VmConfig, VmId, VmState};
 use lab_protocol::Event;
 
 use super::Inner;
@@ -29,8 +29,16 @@ impl Inner {
         anyhow!("there is no VM \"{vm}\"; the VMs are: {}", names.join(", "))
     }
 
+    /// What a VM is.
+    pub(super) fn config(&self, vm: &str) -> Result<VmConfig> {
+        self.know(vm)?;
+        let state = self.lock();
+        let entry = state.vms.get(vm).ok_or_else(|| Self::no_vm(&state, vm))?;
+        Ok(entry.config.clone())
+    }
+
     /// Identity and host of a VM that runs.
-    fn running(&self, vm: &str) -> Result<(VmId, String)> {
+    pub(super) fn running(&self, vm: &str) -> Result<(VmId, String)> {
         let state = self.lock();
         let entry = state.vms.get(vm).ok_or_else(|| Self::no_vm(&state, vm))?;
         match (&entry.host, entry.state) {
@@ -66,6 +74,7 @@ impl Inner {
             }
             entry.config.clone()
         };
+        self.refuse_suspended(&config)?;
         self.update(|state| {
             if let Some(entry) = state.vms.get_mut(vm) {
                 entry.host = Some(host.into());
@@ -113,6 +122,9 @@ impl Inner {
     }
 
     pub(crate) fn vm_destroy(&self, vm: &str) -> Result<()> {
+        if self.discard_suspended(vm)? {
+            return Ok(());
+        }
         let (id, host) = self.running(vm)?;
         self.connection(&host)?
             .call(Command::Destroy(id), PATIENCE)

@@ -16,6 +16,9 @@ use super::{
     vdi::uuid_of,
 };
 
+/// How names of records end: machines, snapshots of them, and where the memory of suspended ones is.
+const RECORDS: [&str; 3] = [".vm", ".snapshot", ".suspended"];
+
 /// A disk of the repository.
 #[derive(Clone, Debug)]
 pub struct Disk {
@@ -172,8 +175,8 @@ impl Survey {
                 () if name.ends_with(".vhd.new") || name == "statefile.new" => {
                     survey.problems.push(Problem::Leftover { name })
                 }
-                // XenServer's, and the records of machines, which say nothing of disks.
-                () if name == "filelog.txt" || name.ends_with(".vm") => {}
+                // XenServer's, and the records of machines, which say nothing of how disks hang together.
+                () if name == "filelog.txt" || RECORDS.iter().any(|end| name.ends_with(end)) => {}
                 () if name == STATEFILE => survey.look_at_statefile(store)?,
                 () => survey.problems.push(Problem::Unknown { name }),
             }
