@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// A pool whose first host runs the guest.
-fn protected(seed: u64, work: &str) -> World {
+pub fn protected(seed: u64, work: &str) -> World {
     let mut world = connected(seed);
     form_pool(&mut world, work);
     start_guest(&mut world, work);
@@ -65,7 +65,7 @@ fn ask(world: &mut World, host: usize, command: Command) -> Result<Reply, String
     world.clients[host].answers[&number].clone()
 }
 
-fn marks(world: &World, host: usize) -> Vec<PoolMark> {
+pub fn marks(world: &World, host: usize) -> Vec<PoolMark> {
     let events = world.events(host).iter();
     events
         .filter_map(|event| match event {

@@ -13,6 +13,7 @@ mod retries;
     reason = "the model serves several crates, each of which uses a part"
 )]
 mod server;
+mod strangers;
 mod suspension;
 mod wire;
 mod world;

@@ -23,6 +23,8 @@ pub struct Outside {
     /// RAM of the VM that was created last.
     pub ram: Rc<RefCell<Option<Arc<Ram>>>>,
     pub log: Rc<RefCell<Vec<String>>>,
+    /// How far the host's clock is ahead of the world's.
+    pub ahead_ns: Rc<Cell<u64>>,
 }
 
 pub struct Simulated {
@@ -55,7 +57,7 @@ impl Platform for Simulated {
     type Vm = Vm;
 
     fn now_ns(&self) -> u64 {
-        self.now.get()
+        self.now.get() + self.outside.ahead_ns.get()
     }
     fn tsc(&self) -> u64 {
         self.now.get()
@@ -70,7 +72,8 @@ impl Platform for Simulated {
         self.random.borrow_mut().fill(buf);
     }
     fn interrupt_at(&mut self, at_ns: u64) {
-        self.outside.interrupt_at.set(at_ns);
+        let at = at_ns.saturating_sub(self.outside.ahead_ns.get());
+        self.outside.interrupt_at.set(at);
     }
     fn memory(&self) -> (u64, u64) {
         (self.memory, self.memory)

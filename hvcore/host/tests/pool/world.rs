@@ -6,7 +6,7 @@ use std::{
 };
 
 use host::{Host, HostConfig, platform::Nic};
-use host_protocol::pool::{PoolHost, PoolSetup, ProtectedVm};
+use host_protocol::pool::{HEARTBEAT_PORT, PoolHost, PoolSetup, ProtectedVm};
 use host_protocol::{
     Command, DiskConfig, HostEvent, MigrationConfig, VERSION, VmConfig, auth::PoolKey,
 };
@@ -77,6 +77,18 @@ pub struct World {
     server_back_at: Option<u64>,
     /// Each announcement reaches the host that the guest has left in one batch with a probe that came before it.
     pub probe_before_announcements: bool,
+    /// Heartbeats as they left the hosts.
+    pub heartbeats: Vec<(usize, Vec<u8>)>,
+}
+
+/// Where a heartbeat begins in its frame: after Ethernet, IPv4 and UDP.
+pub const HEARTBEAT_AT: usize = 14 + 20 + 8;
+
+fn is_heartbeat(frame: &[u8]) -> bool {
+    frame.len() > HEARTBEAT_AT
+        && frame[12..14] == [8, 0]
+        && frame[23] == 17
+        && frame[36..38] == HEARTBEAT_PORT.to_be_bytes()
 }
 
 impl World {
@@ -139,6 +151,7 @@ impl World {
             spoke_at: [None; 2],
             server_back_at: None,
             probe_before_announcements: false,
+            heartbeats: Vec::new(),
         }
     }
 
@@ -314,7 +327,8 @@ impl World {
             host.poll();
             outside.card_interrupt_at.set(self.now.get() + INTERRUPT_NS);
             busy |= host.run_slice();
-            next = next.min(host.next_deadline_ns().unwrap_or(u64::MAX));
+            let deadline = host.next_deadline_ns().unwrap_or(u64::MAX);
+            next = next.min(deadline.saturating_sub(outside.ahead_ns.get()));
             for (nic, frame) in outside.outbox.borrow_mut().drain(..) {
                 busy = true;
                 // An echo can only come from a guest that runs; announcements are the host's.
@@ -324,6 +338,9 @@ impl World {
                         self.moves += 1;
                     }
                     self.runs_on = Some(number);
+                }
+                if nic == Nic::Management && is_heartbeat(&frame) {
+                    self.heartbeats.push((number, frame.clone()));
                 }
                 self.wire.send(number, nic, frame, self.now.get());
             }
