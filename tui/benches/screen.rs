@@ -1,4 +1,5 @@
-//! What the terminal interface costs: the first frame, a frame, and a log of a million lines.
+//! What the terminal interface costs: the first frame, a frame, a key, a minute at ten frames a second, and a log of a million
+//! lines. The limits stand behind the figures.
 //!
 //! `cargo bench --package tui`. Prints least, median and most of each; compare figures of one machine only.
 
@@ -7,6 +8,7 @@ mod fixture;
 
 use std::time::{Duration, Instant};
 
+use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use fixture::Story;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
@@ -20,6 +22,12 @@ fn story() -> Story {
     let mut story = Story::begin(4, 20);
     for second in 4..64 {
         story.probe(second, 0..0);
+        story.count(second, 4, 3);
+        story.report(second, 4, 20);
+        for tenth in 0..10 {
+            let key = u32::try_from(second * 10 + tenth).expect("few");
+            story.key(key, second * 1000 + tenth * 100, "k", Some(9));
+        }
     }
     for number in 0..10 {
         let (from, to) = if number % 2 == 0 {
@@ -29,7 +37,7 @@ fn story() -> Story {
         };
         story.migrate(number + 1, 5000 + u64::from(number) * 5000, from, to);
     }
-    story
+    story.in_order()
 }
 
 fn app(log: Log) -> App {
@@ -70,7 +78,7 @@ fn main() {
                 .expect("it draws");
         })
     });
-    print("first frame, 4 hosts, 20 guests", first.collect());
+    print("first frame, 4 hosts, 20 guests (200 ms)", first.collect());
 
     let mut shown = app(Log::from_bytes(bytes.clone()));
     for key in 1..=6u8 {
@@ -88,6 +96,49 @@ fn main() {
         print(&format!("a frame of {}", shown.view.name()), frames);
     }
 
+    let key = |c| {
+        let event = KeyEvent::new(KeyCode::Char(c), KeyModifiers::NONE);
+        Input::Key(event)
+    };
+    let keys = "123456j?\u{1b}".repeat(REPEATS);
+    let answered = keys.chars().map(|c| {
+        time(|| {
+            shown.update(key(c), 0);
+            terminal
+                .draw(|frame| tui::view::draw(&mut shown, frame))
+                .expect("it draws");
+        })
+    });
+    print("a key until its frame is drawn (50 ms)", answered.collect());
+
+    // As it comes: each frame folds what a tenth of a second has brought.
+    let shares = tui::app::View::ALL[..6].iter().map(|view| {
+        let mode = Mode::Replay {
+            at_ns: 4_000_000_000,
+            playing: false,
+        };
+        let log = Log::from_bytes(bytes.clone());
+        let mut app = App::new(&Config::default(), log, mode).expect("the defaults are consistent");
+        app.show(*view);
+        app.update(key(' '), 0);
+        let minute = time(|| {
+            for frame in 1..=600 {
+                app.update(Input::Tick, frame * 100_000_000);
+                terminal
+                    .draw(|frame| tui::view::draw(&mut app, frame))
+                    .expect("it draws");
+            }
+        });
+        assert_eq!(app.lab_now_ns(), 64_000_000_000, "it has played");
+        (view.name(), minute.as_secs_f64() / 60.0 * 100.0)
+    });
+    for (view, percent) in shares {
+        println!(
+            "{:<44} {percent:>8.2} % of a core",
+            format!("ten frames a second of {view} (3 %)")
+        );
+    }
+
     let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
     let million = bytes.repeat(1_000_000 / lines + 1);
     let opened = (0..3).map(|_| {
@@ -101,5 +152,5 @@ fn main() {
                 .expect("it draws");
         })
     });
-    print("a million events on the screen", opened.collect());
+    print("a million events on the screen (1000 ms)", opened.collect());
 }

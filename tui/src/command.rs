@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use lab_protocol::command::DiskFault;
 use lab_protocol::{Command, LinkFault};
 use scenarios::scenario::{library, units};
 
@@ -11,13 +12,14 @@ const WORDS: &[(&str, &[&str])] = &[
     (
         "",
         &[
-            "host", "vm", "link", "sr", "ha", "mark", "run", "down", "view", "quit", "help",
+            "host", "vm", "link", "sr", "ha", "mark", "run", "export", "import", "down", "view",
+            "quit", "help",
         ],
     ),
     ("host", &["power-on", "power-off", "pull", "freeze", "thaw"]),
     ("vm", &["start", "stop", "migrate", "cancel"]),
     ("link", &["set", "heal"]),
-    ("sr", &["pause", "resume", "kill", "start"]),
+    ("sr", &["pause", "resume", "kill", "start", "fault"]),
     ("ha", &["enable"]),
     (
         "view",
@@ -38,8 +40,8 @@ const WORDS: &[(&str, &[&str])] = &[
 pub enum Typed {
     /// For the lab.
     Lab(Command),
-    /// Run a scenario, by its name or file.
-    Run(String),
+    /// Run this program anew with these words.
+    Program(Vec<String>),
     /// Show a view, by its name.
     View(String),
     /// Leave.
@@ -66,7 +68,12 @@ pub fn parse(line: &str) -> Result<Typed, String> {
                 Err(format!("there is no view \"{name}\": {}", names.join(", ")))
             };
         }
-        ["run", scenario] => return Ok(Typed::Run(owned(scenario))),
+        ["run", _, ..] | ["import", _, ..] | ["export", _, _, ..] => {
+            return Ok(Typed::Program(
+                words.iter().map(|word| owned(word)).collect(),
+            ));
+        }
+        ["export", ..] => return Err("as in export session session.xva".into()),
         ["ha", "enable"] => Command::HaEnable { failures: 1 },
         ["ha", "enable", "--failures", number] => Command::HaEnable {
             failures: number
@@ -97,6 +104,9 @@ pub fn parse(line: &str) -> Result<Typed, String> {
         ["sr", "resume"] => Command::StorageResume,
         ["sr", "kill"] => Command::StorageKill,
         ["sr", "start"] => Command::StorageStart,
+        ["sr", "fault", fault] => Command::StorageFault {
+            fault: fault.parse()?,
+        },
         ["mark", text @ ..] if !text.is_empty() => Command::Mark {
             text: text.join(" "),
         },
@@ -112,6 +122,31 @@ pub fn migrate(vm: &str, to: &str, verify: bool) -> Command {
         "command": "vm-migrate", "vm": vm, "to": to, "verify": verify,
     });
     serde_json::from_value(written).expect("the fields are those of the command")
+}
+
+/// Adds what a command needs beside what people type: which lab, and that its progress be told.
+pub fn complete_program(words: &mut Vec<String>, lab: &str) {
+    let (Some("export" | "import"), false) = (
+        words.first().map(String::as_str),
+        words
+            .iter()
+            .any(|word| word.starts_with("--name") || word.starts_with("--sr")),
+    ) else {
+        return;
+    };
+    words.extend(["--name".into(), lab.into()]);
+}
+
+/// What a disk's fault does, in words.
+#[must_use]
+pub fn disk_fault_words(fault: DiskFault) -> &'static str {
+    match fault {
+        DiskFault::EioRead => "reading fails",
+        DiskFault::EioWrite => "writing fails",
+        DiskFault::EioFsync => "syncing fails",
+        DiskFault::Full => "nothing can be added",
+        DiskFault::Clear => "it is well again",
+    }
 }
 
 fn usage(words: &[&str]) -> String {
@@ -133,6 +168,7 @@ fn usage(words: &[&str]) -> String {
                 ("vm", "migrate") => "as in vm migrate session h2",
                 ("vm", _) => "give the name of a VM",
                 ("link", "heal") => "give a link, as in link heal h1:mgmt",
+                ("sr", "fault") => "as in sr fault eio-read",
                 ("link", _) => "as in link set h1:mgmt --delay 20ms --loss 0.01",
                 _ => "takes no argument",
             }
@@ -167,8 +203,10 @@ pub fn complete(line: &str, hosts: &[&str], vms: &[&str]) -> Vec<String> {
     let candidates: Vec<String> = match words.as_slice() {
         [] => names(choices("")),
         ["run"] => library::ALL.iter().map(|one| one.name.to_owned()).collect(),
+        ["export"] => names(vms),
         [first] => names(choices(first)),
         ["ha", "enable"] => names(&["--failures"]),
+        ["sr", "fault"] => names(&DiskFault::ALL.map(DiskFault::name)),
         ["host", _] | ["vm", "migrate", _] | ["vm", "start", _, "--host"] => names(hosts),
         ["vm", "start", _] => names(&["--host"]),
         ["vm", "stop", _] => names(&["--force"]),
@@ -221,6 +259,7 @@ pub fn words(command: &Command) -> String {
         Command::StorageResume => "sr resume".into(),
         Command::StorageKill => "sr kill".into(),
         Command::StorageStart => "sr start".into(),
+        Command::StorageFault { fault } => format!("sr fault {}", fault.name()),
         Command::Mark { text } => format!("mark {text}"),
         // What has no words of its own is shown as it is sent.
         other => serde_json::to_string(other).unwrap_or_default(),
@@ -330,6 +369,9 @@ mod tests {
             name().prop_map(|vm| Command::VmDestroy { vm }),
             (name(), name(), any::<bool>()).prop_map(|(vm, to, verify)| migrate(&vm, &to, verify)),
             (name(), fault()).prop_map(|(link, fault)| Command::LinkSet { link, fault }),
+            (0..5usize).prop_map(|at| Command::StorageFault {
+                fault: DiskFault::ALL[at]
+            }),
             name().prop_map(|link| Command::LinkHeal { link }),
             any::<u8>().prop_map(|failures| Command::HaEnable { failures }),
             "[a-z]+( [a-z]+){0,3}".prop_map(|text| Command::Mark { text }),
@@ -358,10 +400,25 @@ mod tests {
     #[case("link set h1:mgmt", "needs a fault")]
     #[case("link set h1:mgmt --delay 20", "--delay 20: give a number with a unit")]
     #[case("link set h1:mgmt --loss 2", "--loss 2: a share from 0 to 1")]
+    #[case("sr fault", "sr fault eio-read")]
+    #[case("sr fault wet", "eio-fsync")]
+    #[case("export session", "session.xva")]
     #[case("view moon", "overview")]
     fn a_wrong_line_says_what_would_be_right(#[case] line: &str, #[case] says: &str) {
         let error = parse(line).unwrap_err();
         assert!(error.contains(says), "{error}");
+    }
+
+    #[rstest]
+    #[case("export session s.xva", "export session s.xva --name demo")]
+    #[case("import s.xva --sr /sr", "import s.xva --sr /sr")]
+    #[case("run cut-while-moving", "run cut-while-moving")]
+    fn what_runs_beside_the_screen_is_about_this_lab(#[case] line: &str, #[case] run: &str) {
+        let Ok(Typed::Program(mut words)) = parse(line) else {
+            panic!("{line}")
+        };
+        complete_program(&mut words, "demo");
+        assert_eq!(words.join(" "), run);
     }
 
     #[test]

@@ -73,6 +73,8 @@ pub enum Action {
     StoragePause,
     /// Kill or start storage.
     StorageKill,
+    /// Let the storage server's disk fail, or be well.
+    DiskFault,
     /// Type at the VM's console.
     Console,
     /// Mark this moment.
@@ -395,6 +397,13 @@ pub const TABLE: &[Row] = &[
         Group::Act,
     ),
     row(
+        Action::DiskFault,
+        "disk-fault",
+        &["D"],
+        "let the storage server's disk fail, or be well",
+        Group::Act,
+    ),
+    row(
         Action::Mark,
         "mark",
         &["M"],
@@ -405,7 +414,7 @@ pub const TABLE: &[Row] = &[
         Action::TypeSession,
         "type-session",
         &["i"],
-        "type into the session",
+        "type in the guest yourself, over SSH; ctrl-] detaches",
         Group::Act,
     ),
     row(

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod app;
+mod beside;
 pub mod command;
 pub mod config;
 pub mod keys;
@@ -15,11 +16,11 @@ pub mod log;
 pub mod model;
 pub mod run_folder;
 pub mod screen;
+mod shell_link;
 mod terminal;
 pub mod theme;
 pub mod view;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{self, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,6 +36,8 @@ use lab_link::LabLink;
 use log::Log;
 use run_folder::Recordings;
 use terminal::Screen;
+
+pub use terminal::give_back_for_good;
 
 /// Ten frames a second at most, and none when nothing has changed.
 const FRAME: Duration = Duration::from_millis(100);
@@ -104,7 +107,12 @@ fn show(
         let mut typed = false;
         let mut next = incoming.recv_timeout(patience).ok();
         while let Some(input) = next {
-            typed |= !matches!(input, Input::Answer { .. });
+            typed |= match &input {
+                Input::Answer { .. } | Input::Progress { .. } => false,
+                // The answer to one's own key is seen at once, a flood of output at the next frame.
+                Input::ShellPrinted { .. } => shown.app.shell_waits_ns().is_some(),
+                _ => true,
+            };
             effects.extend(shown.app.update(input, now()));
             dirty = true;
             next = incoming.try_recv().ok();
@@ -118,8 +126,29 @@ fn show(
                 Effect::Open(folder) => shown.switch_to(options, &folder, inputs, now()),
                 Effect::OpenReport(path) => open_report(&path, &mut shown.app),
                 Effect::SaveRecording { from_ns, to_ns } => shown.save_recording(from_ns, to_ns),
-                Effect::RunScenario(name) => {
-                    run_scenario(&name, &options.runs, inputs, &mut shown.app);
+                Effect::Run(words) => {
+                    if let Err(error) = beside::start(&words, &options.runs, inputs.clone()) {
+                        let failed = Input::Answer {
+                            words: words.join(" "),
+                            result: Err(error.to_string()),
+                        };
+                        shown.app.update(failed, now());
+                    }
+                }
+                Effect::OpenShell { rows, columns } => {
+                    let size = (rows, columns);
+                    match shell_link::open(&shown.folder, size, began, inputs.clone()) {
+                        Ok(shell) => shown.shell = Some(shell),
+                        Err(error) => {
+                            let ended = Input::ShellEnded(format!("{error:#}"));
+                            shown.app.update(ended, now());
+                        }
+                    }
+                }
+                Effect::TypeShell(bytes) => {
+                    if let Some(shell) = &shown.shell {
+                        shell.type_keys(bytes);
+                    }
                 }
                 Effect::Leave { down } => return Ok(shown.leave(down)),
             }
@@ -186,49 +215,14 @@ fn open_report(path: &Path, app: &mut App) {
     app.say(app::Level::Note, format!("report: {}", path.display()));
 }
 
-/// Runs a scenario in a lab of its own, beside what is shown; its end comes as an answer. It goes on when we leave, so what it
-/// prints goes into a file.
-fn run_scenario(name: &str, runs: &Path, inputs: &Sender<Input>, app: &mut App) {
-    let output = runs.join("scenario.log");
-    let started = File::create(&output).and_then(|log| {
-        process::Command::new(std::env::current_exe()?)
-            .args(["run", name])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-    });
-    let mut child = match started {
-        Ok(child) => child,
-        Err(error) => {
-            return app.say(app::Level::Failed, format!("elab run {name}: {error}"));
-        }
-    };
-    app.say(
-        app::Level::Note,
-        format!(
-            "elab run {name}: started; 7 shows its run, and it prints into {}",
-            output.display()
-        ),
-    );
-    let (words, inputs) = (format!("run {name}"), inputs.clone());
-    std::thread::spawn(move || {
-        let result = match child.wait() {
-            Ok(status) if status.success() => Ok("passed; `elab report` shows it".into()),
-            Ok(status) => Err(format!("{status}; see {}", output.display())),
-            Err(error) => Err(error.to_string()),
-        };
-        // Nobody looks any more when this fails.
-        let _ = inputs.send(Input::Answer { words, result });
-    });
-}
-
 /// A run on the screen.
 struct Shown {
     app: App,
     folder: PathBuf,
     link: Option<LabLink>,
     recordings: Recordings,
+    /// One's own shell in the guest.
+    shell: Option<scenarios::session::Shell>,
 }
 
 impl Shown {
@@ -257,6 +251,7 @@ impl Shown {
             folder: folder.to_owned(),
             link,
             recordings: Recordings::new(folder),
+            shell: None,
         };
         shown.app.fold();
         Ok(shown)
@@ -269,6 +264,9 @@ impl Shown {
             .recordings
             .follow(&mut self.app.screens)
             .context("cannot read the run's recordings")?;
+        if !self.app.joinable && self.link.is_some() {
+            self.app.joinable = self.folder.join(shell_link::CONFIGURATION).exists();
+        }
         let behind = self.app.loading().is_some();
         let moving = matches!(
             self.app.mode,

@@ -1,10 +1,11 @@
 //! The terminal: taken over and always given back, by dropping and by a panic's hook before its message is printed; what is
 //! typed; and whether it is still there.
 
-use std::io::{self, Stdout, Write};
+use std::io::{self, Stdout};
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
 
 use crossterm::cursor::Show;
 use crossterm::event::{
@@ -112,16 +113,32 @@ impl Drop for Screen {
 }
 
 /// Mouse first, or its reports would be printed by the shell. A terminal that is gone needs nothing, so errors are left.
+/// Under one lock, so that whoever comes second finds it done and not half done.
 fn give_back() {
+    let mut out = io::stdout().lock();
     if !TAKEN.swap(false, Ordering::SeqCst) {
         return;
     }
-    let _ = execute!(
-        io::stdout(),
-        DisableMouseCapture,
-        LeaveAlternateScreen,
-        Show
-    );
+    let _ = execute!(out, DisableMouseCapture, LeaveAlternateScreen, Show);
     let _ = disable_raw_mode();
-    let _ = io::stdout().flush();
+}
+
+/// So long a terminal may take to take what gives it back. One that nobody reads never does.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Gives the terminal back for a program that ends at once, from any thread. Nothing is drawn any more after this.
+pub fn give_back_for_good() {
+    let (given, done) = channel();
+    let thread = std::thread::Builder::new().spawn(move || {
+        // Whoever is drawing waits for this until the program has ended.
+        let _held = io::stdout().lock();
+        give_back();
+        let _ = given.send(());
+        loop {
+            std::thread::park();
+        }
+    });
+    if thread.is_ok() {
+        let _ = done.recv_timeout(PATIENCE);
+    }
 }

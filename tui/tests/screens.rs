@@ -5,6 +5,7 @@ mod fixture;
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use fixture::{Story, demo};
 use insta::assert_snapshot;
+use lab_protocol::command::DiskFault;
 use lab_protocol::{Command, Event, LinkFault, PoolMark};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
@@ -189,7 +190,7 @@ fn what_is_impossible_says_why() {
         ("x", "select a link in the network view"),
         ("w", "select a run in the runs (7) first"),
         ("r", "no session is open"),
-        ("i", "the typist's, whose echoes are measured"),
+        ("i", "the way into the guest by SSH opens when it is up"),
         ("5S", "no command for that"),
     ] {
         assert_eq!(press(&mut app, keys), []);
@@ -279,7 +280,7 @@ fn a_scenario_is_chosen_by_its_name() {
     let mut app = demo_app();
     press(&mut app, "Rmigrate-i\t");
     assert!(text(&mut app, 80, 24).contains(":run migrate-idle"));
-    let run = Effect::RunScenario("migrate-idle".into());
+    let run = Effect::Run(vec!["run".into(), "migrate-idle".into()]);
     assert_eq!(press(&mut app, "\n"), [run]);
     let config = Config {
         readonly: true,
@@ -287,6 +288,110 @@ fn a_scenario_is_chosen_by_its_name() {
     };
     let mut app = live(&demo(), &config);
     assert_eq!(press(&mut app, "R:run demo\n"), []);
+}
+
+#[test]
+fn a_guest_that_is_off_is_exported_beside_the_screen() {
+    let mut app = demo_app();
+    assert_eq!(press(&mut app, "E"), []);
+    let shown = text(&mut app, 80, 24);
+    assert!(shown.contains("session is running; it can be exported when it is off"));
+
+    let mut story = demo();
+    let stopped = Event::VmStopped {
+        vm: "session".into(),
+        host: "h2".into(),
+        reason: "shut down".into(),
+    };
+    story.say(11_700, "h2", stopped);
+    let mut app = live(&story, &Config::default());
+    press(&mut app, "E");
+    assert!(text(&mut app, 80, 24).contains(":export session session.xva"));
+    let words = "export session session.xva --name demo";
+    let run = Effect::Run(words.split(' ').map(str::to_owned).collect());
+    assert_eq!(press(&mut app, "\n"), [run]);
+    let progress = Input::Progress {
+        words: words.into(),
+        said: "34 % of 1.0 GiB, 0:03 left".into(),
+    };
+    app.update(progress, 6 * S);
+    let shown = text(&mut app, 120, 40);
+    assert!(
+        shown.contains("elab export session session.xva --name demo: 34 % of 1.0 GiB"),
+        "{shown}"
+    );
+    assert_eq!(press(&mut app, "E\n"), [], "it is under way already");
+    let done = Input::Answer {
+        words: words.into(),
+        result: Ok("session.xva: 412.0 MiB of \"session\", verified".into()),
+    };
+    app.update(done, 7 * S);
+    assert!(text(&mut app, 120, 40).contains("412.0 MiB of \"session\", verified"));
+    assert_eq!(app.jobs, []);
+}
+
+#[test]
+fn a_disks_fault_is_chosen_and_shown() {
+    let mut story = demo();
+    let mut app = live(&story, &Config::default());
+    press(&mut app, "5D");
+    assert_snapshot!(text(&mut app, 80, 24));
+    let fault = |fault| Effect::Send(Command::StorageFault { fault });
+    assert_eq!(press(&mut app, "j\n"), [fault(DiskFault::EioWrite)]);
+    assert_eq!(
+        press(&mut app, ":sr fault clear\n"),
+        [fault(DiskFault::Clear)]
+    );
+    let state = Event::StorageState {
+        state: "disk: eio-write".into(),
+    };
+    story.say(11_500, "storage", state);
+    let mut app = live(&story, &Config::default());
+    assert!(text(&mut app, 80, 24).contains("its disk: eio-write"));
+    press(&mut app, "5");
+    let terminal = screen(&mut app, 80, 24);
+    let cells = terminal.backend().buffer().content();
+    assert!(cells.iter().any(|cell| cell.fg == Color::LightRed));
+}
+
+#[test]
+fn one_types_in_the_guest_and_sees_ones_own_latency() {
+    let mut app = demo_app();
+    assert_eq!(press(&mut app, "i"), []);
+    assert!(text(&mut app, 80, 24).contains("the way into the guest by SSH opens when it is up"));
+    app.joinable = true;
+    let open = Effect::OpenShell {
+        rows: 13,
+        columns: 78,
+    };
+    assert_eq!(press(&mut app, "i"), [open]);
+    let printed = |text: &str, at_ms: u64| Input::ShellPrinted {
+        bytes: text.as_bytes().to_vec(),
+        at_ns: at_ms * 1_000_000,
+    };
+    app.update(printed("root@session:~# ", 900), S);
+    let key = |c| Input::Key(KeyEvent::new(KeyCode::Char(c), KeyModifiers::NONE));
+    for (number, letter) in (0..).zip("uptime".chars()) {
+        let typed = Effect::TypeShell(vec![letter as u8]);
+        assert_eq!(app.update(key(letter), S + number * S), [typed]);
+        let answer = if letter == 'i' { 180 } else { 5 };
+        app.update(
+            printed(&letter.to_string(), 1000 + number * 1000 + answer),
+            S + number * S + S / 2,
+        );
+    }
+    app.update(key('q'), 9 * S);
+    app.update(Input::Tick, 9 * S + S / 2);
+    assert_snapshot!(text(&mut app, 80, 24));
+
+    let detach = KeyEvent::new(KeyCode::Char('5'), KeyModifiers::CONTROL);
+    assert_eq!(app.update(Input::Key(detach), 10 * S), []);
+    assert_eq!(app.overlay, None);
+    assert_eq!(press(&mut app, "i"), [], "the same shell");
+    app.update(Input::ShellEnded("the guest is gone".into()), 11 * S);
+    let shown = text(&mut app, 80, 24);
+    assert!(shown.contains("your session: the guest is gone"), "{shown}");
+    assert_eq!(app.overlay, None);
 }
 
 #[test]

@@ -18,6 +18,7 @@ pub struct Interrupts(Arc<Mutex<Pending>>);
 struct Pending {
     came: bool,
     action: Option<Action>,
+    before_exit: Option<Action>,
 }
 
 impl Interrupts {
@@ -37,16 +38,23 @@ impl Interrupts {
             .name("signals".into())
             .spawn(move || {
                 while signals.wait().is_ok() {
-                    let action = {
+                    let (action, before_exit) = {
                         let mut pending = shared.lock();
                         pending.came = true;
-                        pending.action.take()
+                        match pending.action.take() {
+                            Some(action) => (Some(action), None),
+                            None => (None, pending.before_exit.take()),
+                        }
                     };
-                    match action {
-                        Some(action) => action(),
-                        // Children go with us by their parent-death signal.
-                        None => std::process::exit(EXIT_CODE.into()),
+                    if let Some(action) = action {
+                        action();
+                        continue;
                     }
+                    if let Some(before_exit) = before_exit {
+                        before_exit();
+                    }
+                    // Children go with us by their parent-death signal.
+                    std::process::exit(EXIT_CODE.into());
                 }
             })
             .context("cannot start a thread")?;
@@ -56,6 +64,11 @@ impl Interrupts {
     /// What the next signal shall do instead of ending the program.
     pub fn on_interrupt(&self, action: impl FnOnce() + Send + 'static) {
         self.lock().action = Some(Box::new(action));
+    }
+
+    /// What is done before a signal ends the program at once; it must come to its end.
+    pub fn before_exit(&self, action: impl FnOnce() + Send + 'static) {
+        self.lock().before_exit = Some(Box::new(action));
     }
 
     /// Whether a signal has come.

@@ -212,6 +212,25 @@ fn a_running_lab_is_seen_and_acted_on() {
     lab.stop("the test is over").unwrap();
 }
 
+#[test]
+fn two_signals_at_once_leave_the_terminal_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = folder.path().join(".elab/run");
+    std::fs::create_dir_all(&base).unwrap();
+    let lab = Lab::start(config(&base, Box::new(Sleeper))).unwrap();
+    lab.stop("the test is over").unwrap();
+    // The program looks for the first ten times a second, so most of these come at a moment when it has not yet.
+    for _ in 0..5 {
+        let mut terminal = Terminal::start(folder.path(), &["--replay", "test"]);
+        terminal.expect("REPLAY");
+        // Of one kind they would be one signal.
+        for signal in [Signal::SIGTERM, Signal::SIGINT] {
+            kill(terminal.pid(), signal).unwrap();
+        }
+        terminal.end();
+    }
+}
+
 /// Types keys and hangs up at once.
 fn hang_up_after(keys: &str) {
     let folder = tempfile::tempdir().unwrap();

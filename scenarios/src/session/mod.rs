@@ -14,6 +14,7 @@ mod rhythm;
 mod run;
 mod script;
 mod sheet;
+mod shell;
 mod ssh;
 
 use std::ops::RangeInclusive;
@@ -29,6 +30,7 @@ use thiserror::Error;
 pub use follower::Follower;
 pub use rhythm::HUMAN_US;
 pub use script::MAX_ROWS;
+pub use shell::{Said, Shell};
 pub use ssh::{Access, Stream};
 
 /// How a session is held.

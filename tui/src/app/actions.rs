@@ -1,5 +1,6 @@
 //! What can be done to the lab now, and if not, why not. Nothing is hidden: an action that is impossible says its reason.
 
+use lab_protocol::command::DiskFault;
 use lab_protocol::{Command, LinkFault};
 
 use super::{App, Effect, Level, LineEdit, Mode, Overlay, Pick, Run, View};
@@ -30,7 +31,9 @@ pub enum Plan {
     /// A mark is typed.
     Mark,
     /// A command is typed, which begins so.
-    Type(&'static str),
+    Type(String),
+    /// One's own shell in the guest takes the keyboard.
+    Shell,
     /// A recording starts, or ends and is written.
     Record,
     /// A run's report is opened.
@@ -68,6 +71,7 @@ pub fn shown(view: View) -> &'static [Action] {
         View::Storage => &[
             Action::StoragePause,
             Action::StorageKill,
+            Action::DiskFault,
             Action::Export,
             Action::Import,
             Action::Snapshot,
@@ -287,12 +291,38 @@ impl App {
                 ),
             }),
             Action::Mark => Ok(Plan::Mark),
+            Action::DiskFault => {
+                let fault = |fault: DiskFault| Pick {
+                    label: format!("{:<10} {}", fault.name(), command::disk_fault_words(fault)),
+                    command: match (fault, &lab.disk_fault) {
+                        (DiskFault::Clear, None) => Err("the disk has no fault".into()),
+                        _ => Ok(Command::StorageFault { fault }),
+                    },
+                };
+                match lab.storage.as_str() {
+                    "started" | "ready" | "resumed" => Ok(Plan::Choose(
+                        "The storage server's disk".into(),
+                        DiskFault::ALL.into_iter().map(fault).collect(),
+                    )),
+                    "" => Err("there is no storage server".into()),
+                    other => Err(format!("the storage server is {other}")),
+                }
+            }
+            Action::TypeSession if self.joinable => Ok(Plan::Shell),
             Action::TypeSession => Err(
-                "the session's keys are the typist's, whose echoes are measured; o types at the console".into(),
+                "the way into the guest by SSH opens when it is up; o types at the console".into(),
             ),
-            Action::Export | Action::Import => Err(
-                "not from here: `elab export` and `elab import` do it in another terminal, while the VM is off".into(),
-            ),
+            Action::Export => {
+                let vm = self.target_vm()?;
+                if lab.vms[&vm].is_alive() {
+                    return Err(format!(
+                        "{vm} is {}; it can be exported when it is off (:vm stop {vm})",
+                        lab.vms[&vm].state
+                    ));
+                }
+                Ok(Plan::Type(format!("export {vm} {vm}.xva")))
+            }
+            Action::Import => Ok(Plan::Type("import ".into())),
             Action::Snapshot | Action::Clone => {
                 Err("a running lab has no command for that; its disks are in use".into())
             }
@@ -322,7 +352,7 @@ impl App {
             Action::RunScenario if self.readonly => {
                 Err("this screen is read-only (--readonly)".into())
             }
-            Action::RunScenario => Ok(Plan::Type("run ")),
+            Action::RunScenario => Ok(Plan::Type("run ".into())),
             Action::Record if self.screens.has_session() => Ok(Plan::Record),
             Action::Record => Err("no session is open that could be recorded".into()),
             _ => return None,
@@ -348,8 +378,9 @@ impl App {
             }
             Ok(Plan::Mark) => self.overlay = Some(Overlay::MarkLine(LineEdit::default())),
             Ok(Plan::Type(words)) => {
-                self.overlay = Some(Overlay::CommandLine(LineEdit::new(words)));
+                self.overlay = Some(Overlay::CommandLine(LineEdit::new(&words)));
             }
+            Ok(Plan::Shell) => return self.type_into_session(),
             Ok(Plan::OpenReport(path)) => return vec![Effect::OpenReport(path)],
             Ok(Plan::Record) => return self.record(),
             Ok(Plan::Compare(run)) => match self.compared.take() {

@@ -4,14 +4,18 @@
 //! screen can be made in a test.
 
 mod actions;
+mod messages;
 mod overlay;
 mod time;
+mod typing;
 
 use crossterm::event::KeyEvent;
-use lab_protocol::Command;
+use lab_protocol::Event;
 
 pub use actions::{Plan, Target, shown};
+pub use messages::{Effect, Input, Job, Run};
 pub use overlay::{LineEdit, Overlay, Pick};
+pub use typing::{Echo, Shell};
 
 use crate::config::Config;
 use crate::keys::{Action, Key, Keys};
@@ -112,81 +116,6 @@ pub struct Toast {
     until_ns: u64,
 }
 
-/// An earlier run, for the list.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Run {
-    /// Its folder's name.
-    pub name: String,
-    /// Its folder.
-    pub folder: std::path::PathBuf,
-    /// Seconds since it was written.
-    pub age_s: u64,
-    /// Whether it runs now.
-    pub running: bool,
-    /// Migrations in its report.
-    pub migrations: Option<u64>,
-    /// Median of the UDP gap, in milliseconds.
-    pub gap_ms: Option<f64>,
-    /// Median of the vCPUs' pause, in milliseconds.
-    pub pause_ms: Option<f64>,
-    /// Keys lost.
-    pub keys_lost: Option<u64>,
-}
-
-/// What comes in.
-#[derive(Clone, Debug)]
-pub enum Input {
-    /// A key.
-    Key(KeyEvent),
-    /// The mouse was pressed at this cell.
-    Click {
-        /// Column from 0.
-        x: u16,
-        /// Row from 0.
-        y: u16,
-    },
-    /// The wheel: down is positive.
-    Scroll(i32),
-    /// The lab has answered a command.
-    Answer {
-        /// The command's words.
-        words: String,
-        /// What it said.
-        result: Result<String, String>,
-    },
-    /// The list of runs was read.
-    Runs(Vec<Run>),
-    /// Time has passed.
-    Tick,
-}
-
-/// What is to be done outside.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Effect {
-    /// Tell the lab.
-    Send(Command),
-    /// Read the list of runs.
-    ListRuns,
-    /// Show another run.
-    Open(std::path::PathBuf),
-    /// Show a report, in whatever shows such files.
-    OpenReport(std::path::PathBuf),
-    /// Write what the session showed in a stretch of the lab's time.
-    SaveRecording {
-        /// From here on.
-        from_ns: u64,
-        /// Up to here.
-        to_ns: u64,
-    },
-    /// Run a scenario, by its name or file.
-    RunScenario(String),
-    /// Leave, ending the lab first if so said.
-    Leave {
-        /// Whether the lab shall end.
-        down: bool,
-    },
-}
-
 /// Lines folded between two inputs: some ten milliseconds of work.
 const FOLD_AT_ONCE: usize = 4000;
 /// A message is shown for so long.
@@ -211,6 +140,8 @@ pub struct App {
     /// The lab as it was when the display was frozen.
     frozen: Option<Box<(Lab, u64)>>,
     folded: usize,
+    /// Lines that say something new, as far as they were folded.
+    notable: Vec<usize>,
     /// Screens of the session and the consoles.
     pub screens: Screens,
     /// The view shown.
@@ -240,19 +171,18 @@ pub struct App {
     /// Our clock at the last input.
     now_ns: u64,
     last_tick_ns: u64,
-    /// When a key was typed at the console and not yet answered, and the last answer's time.
+    /// How a console answers.
     pub echo: Echo,
+    /// A shell of one's own in the guest.
+    pub shell: Option<Shell>,
+    /// Whether the run's folder says how to join the guest by SSH.
+    pub joinable: bool,
+    /// Commands that run beside this screen.
+    pub jobs: Vec<Job>,
     /// Height of the last frame's body, for paging.
     pub page: usize,
-}
-
-/// How long the console took to answer a key.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Echo {
-    /// When the oldest unanswered key was typed.
-    pub waiting_since_ns: Option<u64>,
-    /// The last answer took so long.
-    pub last_ns: Option<u64>,
+    /// Width and height of the last frame's body.
+    pub body: (u16, u16),
 }
 
 impl App {
@@ -274,6 +204,7 @@ impl App {
             lab: Lab::default(),
             frozen: None,
             folded: 0,
+            notable: Vec::new(),
             screens: Screens::default(),
             view: View::Overview,
             overlay: None,
@@ -291,7 +222,11 @@ impl App {
             now_ns: 0,
             last_tick_ns: 0,
             echo: Echo::default(),
+            shell: None,
+            joinable: false,
+            jobs: Vec::new(),
             page: 10,
+            body: (80, 20),
         })
     }
 
@@ -327,6 +262,12 @@ impl App {
             // Hosts' stamps stand a little out of order; the order of the log is kept all the same.
             if record.as_ref().is_some_and(|record| record.t_ns > until) {
                 break;
+            }
+            if record
+                .as_ref()
+                .is_none_or(|record| is_notable(&record.event))
+            {
+                self.notable.push(self.folded);
             }
             if let Some(record) = record {
                 self.lab.apply(&record);
@@ -376,30 +317,20 @@ impl App {
     /// Lines of the latest events that say something new, the newest last: no samples, keys or regular reports.
     #[must_use]
     pub fn latest(&self, count: usize) -> Vec<usize> {
-        const REGULAR: [&str; 4] = [
-            r#""kind":"probe-samples""#,
-            r#""kind":"key""#,
-            r#""kind":"host-status""#,
-            r#""kind":"vm-status""#,
-        ];
         let until = if self.is_frozen() {
             self.lab_now_ns()
         } else {
             u64::MAX
         };
-        let mut lines: Vec<usize> = (0..self.folded)
-            .rev()
-            .take(FOLD_AT_ONCE)
-            .filter(|line| !REGULAR.iter().any(|kind| self.log.contains(*line, kind)))
-            .filter(|line| {
-                until == u64::MAX
-                    || self
-                        .log
-                        .record(*line)
-                        .is_some_and(|record| record.t_ns <= until)
-            })
-            .take(count)
-            .collect();
+        let came_before = |line: &&usize| {
+            until == u64::MAX
+                || self
+                    .log
+                    .record(**line)
+                    .is_some_and(|record| record.t_ns <= until)
+        };
+        let newest_first = self.notable.iter().rev().filter(came_before);
+        let mut lines: Vec<usize> = newest_first.take(count).copied().collect();
         lines.reverse();
         lines
     }
@@ -407,6 +338,7 @@ impl App {
     fn refold(&mut self) {
         self.lab = Lab::default();
         self.folded = 0;
+        self.notable.clear();
         self.passing.clear();
         self.looked_at = 0;
         while self.fold() && self.folded < self.log.len() {}
@@ -460,6 +392,20 @@ impl App {
                 self.answer(&words, result);
                 Vec::new()
             }
+            Input::Progress { words, said } => {
+                if let Some(job) = self.jobs.iter_mut().find(|job| job.words == words) {
+                    job.said = said;
+                }
+                Vec::new()
+            }
+            Input::ShellPrinted { bytes, at_ns } => {
+                self.shell_printed(&bytes, at_ns);
+                Vec::new()
+            }
+            Input::ShellEnded(reason) => {
+                self.shell_ended(&reason);
+                Vec::new()
+            }
             Input::Runs(runs) => {
                 self.runs = runs;
                 Vec::new()
@@ -490,6 +436,7 @@ impl App {
     }
 
     fn answer(&mut self, words: &str, result: Result<String, String>) {
+        self.jobs.retain(|job| job.words != words);
         match result {
             Ok(value) if value.is_empty() => self.say(Level::Done, format!("elab {words}")),
             Ok(value) => self.say(Level::Done, format!("elab {words}: {value}")),
@@ -653,4 +600,17 @@ impl App {
         }
         Vec::new()
     }
+}
+
+/// Whether an event says something new; samples, keys and regular reports do not.
+fn is_notable(event: &Event) -> bool {
+    !matches!(
+        event,
+        Event::ProbeSamples { .. }
+            | Event::Key { .. }
+            | Event::HostStatus { .. }
+            | Event::VmStatus { .. }
+            | Event::PortStatistics { .. }
+            | Event::StorageStatistics { .. }
+    )
 }

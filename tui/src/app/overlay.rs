@@ -3,7 +3,7 @@
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use lab_protocol::Command;
 
-use super::{App, Effect, Level, Run, View};
+use super::{App, Effect, Job, Level, Run, View};
 use crate::command::{self, Typed};
 use crate::keys::{Action, Key};
 
@@ -111,6 +111,8 @@ pub enum Overlay {
     Leave,
     /// Two runs beside one another.
     Compare(Box<Run>, Box<Run>),
+    /// A shell of one's own in the guest has the keyboard.
+    Shell,
     /// A VM's console has the keyboard.
     Console {
         /// Which VM.
@@ -123,8 +125,10 @@ impl App {
         let Some(overlay) = self.overlay.take() else {
             return Vec::new();
         };
-        if let Overlay::Console { vm } = overlay {
-            return self.console_key(vm, event);
+        match overlay {
+            Overlay::Console { vm } => return self.console_key(vm, event),
+            Overlay::Shell => return self.shell_key(event),
+            _ => {}
         }
         let action = self.keys.action(Key::of(event));
         if event.code == KeyCode::Esc
@@ -181,7 +185,7 @@ impl App {
                 }
             }
             // Any key closes.
-            Overlay::Compare(..) | Overlay::Console { .. } => {}
+            Overlay::Compare(..) | Overlay::Console { .. } | Overlay::Shell => {}
         }
         Vec::new()
     }
@@ -218,11 +222,7 @@ impl App {
             KeyCode::Enter => {
                 return match command::parse(&line.text) {
                     Ok(Typed::Lab(command)) => self.send(command),
-                    Ok(Typed::Run(_)) if self.readonly => {
-                        self.say(Level::Note, "this screen is read-only (--readonly)");
-                        Vec::new()
-                    }
-                    Ok(Typed::Run(scenario)) => vec![Effect::RunScenario(scenario)],
+                    Ok(Typed::Program(words)) => self.run_program(words),
                     Ok(Typed::Quit) => self.ask_to_leave(),
                     Ok(Typed::Help) => {
                         self.overlay = Some(Overlay::Help { from: 0 });
@@ -255,27 +255,24 @@ impl App {
         Vec::new()
     }
 
-    fn console_key(&mut self, vm: String, event: KeyEvent) -> Vec<Effect> {
-        let ctrl = event.modifiers.contains(KeyModifiers::CONTROL);
-        // Terminals send Ctrl-] as 0x1d, which crossterm reads as Ctrl-5.
-        if ctrl && matches!(event.code, KeyCode::Char(']' | '5')) {
-            self.say(Level::Note, format!("detached from the console of {vm}"));
+    /// Has this program run anew with these words, beside this screen.
+    fn run_program(&mut self, mut words: Vec<String>) -> Vec<Effect> {
+        if self.readonly {
+            self.say(Level::Note, "this screen is read-only (--readonly)");
             return Vec::new();
         }
-        let text = terminal_bytes(event, ctrl);
-        self.overlay = Some(Overlay::Console { vm: vm.clone() });
-        if text.is_empty() {
+        command::complete_program(&mut words, &self.lab().name);
+        let words_of_job = words.join(" ");
+        if self.jobs.iter().any(|job| job.words == words_of_job) {
+            self.say(Level::Note, "that is under way already");
             return Vec::new();
         }
-        self.echo.waiting_since_ns.get_or_insert(self.now_ns);
-        vec![Effect::Send(Command::ConsoleInput { vm, text })]
-    }
-
-    /// Notes that a console has printed.
-    pub fn console_printed(&mut self) {
-        if let Some(since) = self.echo.waiting_since_ns.take() {
-            self.echo.last_ns = Some(self.now_ns.saturating_sub(since));
-        }
+        self.say(Level::Note, format!("elab {words_of_job}: started"));
+        self.jobs.push(Job {
+            words: words_of_job,
+            said: String::new(),
+        });
+        vec![Effect::Run(words)]
     }
 
     /// Sends a command, if that is allowed.
@@ -285,29 +282,5 @@ impl App {
             return Vec::new();
         }
         vec![Effect::Send(command)]
-    }
-}
-
-/// What a terminal sends for a key (xterm's sequences).
-fn terminal_bytes(event: KeyEvent, ctrl: bool) -> String {
-    match event.code {
-        KeyCode::Char(c) if ctrl && c.is_ascii_alphabetic() => {
-            char::from(c.to_ascii_lowercase() as u8 & 0x1f).to_string()
-        }
-        KeyCode::Char(c) => c.to_string(),
-        KeyCode::Enter => "\r".into(),
-        KeyCode::Tab => "\t".into(),
-        KeyCode::Backspace => "\x7f".into(),
-        KeyCode::Esc => "\x1b".into(),
-        KeyCode::Up => "\x1b[A".into(),
-        KeyCode::Down => "\x1b[B".into(),
-        KeyCode::Right => "\x1b[C".into(),
-        KeyCode::Left => "\x1b[D".into(),
-        KeyCode::Home => "\x1b[H".into(),
-        KeyCode::End => "\x1b[F".into(),
-        KeyCode::PageUp => "\x1b[5~".into(),
-        KeyCode::PageDown => "\x1b[6~".into(),
-        KeyCode::Delete => "\x1b[3~".into(),
-        _ => String::new(),
     }
 }

@@ -5,6 +5,7 @@
 
 mod migrations;
 mod probes;
+mod statistics;
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,7 @@ use lab_protocol::{Event, PoolMark, Record};
 pub use migrations::Migrations;
 pub use migrations::Shade;
 pub use probes::{Column, Probes, Typed, probe_name};
+pub use statistics::{Operation, Port, Statistics};
 
 /// A host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -140,6 +142,8 @@ pub struct Lab {
     pub vms: BTreeMap<String, Vm>,
     /// The storage server: `started`, `ready`, `paused`, ...
     pub storage: String,
+    /// How its disk fails, if it does.
+    pub disk_fault: Option<String>,
     /// Faults by directed link; healthy links are not there.
     pub links: BTreeMap<String, String>,
     /// Leases by path of the disk.
@@ -148,6 +152,8 @@ pub struct Lab {
     pub migrations: Migrations,
     /// What the probes saw.
     pub probes: Probes,
+    /// Rates of the switch and the storage server.
+    pub statistics: Statistics,
     /// What people marked, with the time.
     pub marks: Vec<(u64, String)>,
     /// Whether the session is open, or why it was lost.
@@ -169,6 +175,7 @@ impl Lab {
         self.now_ns = self.now_ns.max(record.t_ns);
         self.migrations.apply(record);
         self.probes.apply(record);
+        self.statistics.apply(record);
         match &record.event {
             Event::LabStarted {
                 name,
@@ -283,7 +290,17 @@ impl Lab {
                 let up = rest.starts_with("regained");
                 self.host(host).storage_up = Some(up);
             }
-            _ => self.storage = state.into(),
+            _ => match state.strip_prefix("disk: ") {
+                Some("clear") => self.disk_fault = None,
+                Some(fault) => self.disk_fault = Some(fault.into()),
+                None => {
+                    // One that is started anew has a disk that is well.
+                    if state == "started" {
+                        self.disk_fault = None;
+                    }
+                    self.storage = state.into();
+                }
+            },
         }
     }
 
@@ -476,6 +493,21 @@ mod tests {
         assert_eq!(lab.vms["session"].exits_per_s, Some(2500.0));
         lab.apply(&record(2000, status("h2", 5000)));
         assert_eq!(lab.vms["session"].cpu_percent, Some(25.0), "other counters");
+    }
+
+    #[test]
+    fn a_disks_fault_is_no_state_of_the_server() {
+        let state = |words: &str| Event::StorageState {
+            state: words.into(),
+        };
+        let mut lab = lab(vec![(0, state("ready")), (1, state("disk: full"))]);
+        let known = |lab: &Lab| (lab.storage.clone(), lab.disk_fault.clone());
+        assert_eq!(known(&lab), ("ready".into(), Some("full".into())));
+        lab.apply(&record(2, state("disk: clear")));
+        assert_eq!(known(&lab), ("ready".into(), None));
+        lab.apply(&record(3, state("disk: eio-read")));
+        lab.apply(&record(4, state("started")));
+        assert_eq!(known(&lab), ("started".into(), None));
     }
 
     #[test]

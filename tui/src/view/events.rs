@@ -151,6 +151,22 @@ fn in_words(event: &Event) -> Option<String> {
             "{vm}: {:.1} s of CPU, {exits} exits so far",
             *cpu_ns as f64 / 1e9
         ),
+        Event::PortStatistics { ports } => {
+            let names = ports
+                .iter()
+                .map(|port| format!("{}:{}", port.port, port.network));
+            format!("busy: {}", names.collect::<Vec<_>>().join(" "))
+        }
+        Event::StorageStatistics {
+            operations,
+            read_bytes,
+            written_bytes,
+        } => format!(
+            "{} calls so far, {} MB read, {} MB written",
+            operations.iter().map(|one| one.calls).sum::<u64>(),
+            super::megabytes(*read_bytes),
+            super::megabytes(*written_bytes)
+        ),
         Event::Lease {
             path,
             epoch,

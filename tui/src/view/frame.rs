@@ -91,6 +91,9 @@ pub(super) fn foot(app: &App, frame: &mut Frame<'_>, area: Rect) {
 
 /// What can be done here; what cannot be done now is dim.
 fn hints(app: &App) -> Line<'static> {
+    if matches!(app.overlay, Some(Overlay::Shell | Overlay::Console { .. })) {
+        return Line::default();
+    }
     let mut spans = Vec::new();
     if let Mode::Replay { at_ns, .. } = app.mode
         && app.view != View::Runs
@@ -126,9 +129,10 @@ fn short(action: Action) -> &'static str {
         Action::Delay => "delay",
         Action::Loss => "loss",
         Action::Heal => "heal",
-        Action::StoragePause => "pause/resume",
-        Action::StorageKill => "kill/start",
+        Action::StoragePause => "pause",
+        Action::StorageKill => "kill",
         Action::TypeSession => "type",
+        Action::DiskFault => "disk fault",
         Action::RunScenario => "run a scenario",
         Action::OpenReport => "open report",
         other => TABLE
@@ -183,6 +187,15 @@ fn message(app: &App) -> Line<'static> {
         }
         Some(Overlay::Filter(line)) => return typed("filter: ", &line.text, app),
         Some(Overlay::MarkLine(line)) => return typed("mark: ", &line.text, app),
+        Some(Overlay::Shell) => {
+            return Line::from(vec![
+                Span::styled(
+                    " the keyboard is the guest's ",
+                    look.warn().add_modifier(Modifier::REVERSED),
+                ),
+                Span::raw(" ctrl-] detaches"),
+            ]);
+        }
         Some(Overlay::Console { vm }) => {
             return Line::from(vec![
                 Span::styled(
@@ -203,8 +216,24 @@ fn message(app: &App) -> Line<'static> {
             };
             Line::styled(format!(" {}", toast.text), style)
         }
-        None => general(app),
+        None if app.jobs.is_empty() => general(app),
+        None => jobs(app),
     }
+}
+
+/// What runs beside this screen, and how far it is.
+fn jobs(app: &App) -> Line<'static> {
+    let mut spans = Vec::new();
+    for job in &app.jobs {
+        let words = format!(" elab {}", job.words);
+        spans.push(Span::styled(words, app.look.accent()));
+        let said = match job.said.as_str() {
+            "" => ": under way ".to_owned(),
+            said => format!(": {said} "),
+        };
+        spans.push(Span::raw(said));
+    }
+    Line::from(spans)
 }
 
 /// What can be done anywhere.

@@ -11,6 +11,7 @@ mod runs;
 mod session;
 mod storage;
 mod strip;
+mod typing;
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -41,6 +42,7 @@ pub fn draw(app: &mut App, frame: &mut Frame<'_>) {
         Constraint::Length(2),
     ])
     .areas(area);
+    app.body = (body.width, body.height);
     app.page = usize::from(body.height.saturating_sub(4)).max(1);
     frame::header(app, frame, header);
     frame::tabs(app, frame, tabs);

@@ -40,6 +40,7 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
         Some(Overlay::Compare(first, second)) => compare(app, frame, area, first, second),
         Some(Overlay::Choose { title, picks, at }) => choose(app, frame, area, title, picks, *at),
         Some(Overlay::Console { vm }) => console(app, frame, area, vm),
+        Some(Overlay::Shell) => super::typing::draw(app, frame, area),
         Some(Overlay::CommandLine(_) | Overlay::Filter(_) | Overlay::MarkLine(_)) | None => {}
     }
 }
@@ -89,7 +90,7 @@ fn centred(area: Rect, width: u16, height: u16) -> Rect {
     cell
 }
 
-fn boxed<'a>(app: &App, title: &'a str) -> Block<'a> {
+pub(super) fn boxed<'a>(app: &App, title: &'a str) -> Block<'a> {
     let block = Block::bordered().title(Span::styled(format!(" {title} "), app.look.title()));
     if app.look.ascii {
         block.border_set(ASCII_BORDER)
@@ -195,7 +196,7 @@ fn help(app: &App, frame: &mut Frame<'_>, area: Rect, from: usize) {
 
 fn console(app: &App, frame: &mut Frame<'_>, area: Rect, vm: &str) {
     frame.render_widget(Clear, area);
-    let echo = app.echo.last_ns.map_or_else(String::new, |ns| {
+    let echo = app.echo.last_ns().map_or_else(String::new, |ns| {
         format!(" (your last key: {} ms)", super::ms(ns))
     });
     let title = format!("console of {vm}{echo}");

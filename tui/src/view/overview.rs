@@ -184,6 +184,9 @@ fn draw_state(app: &App, frame: &mut Frame<'_>, area: Rect) {
         Span::styled("  storage ", look.dim()),
         Span::styled(storage.0.to_owned(), storage.1),
     ];
+    if let Some(fault) = &lab.disk_fault {
+        spans.push(Span::styled(format!(", its disk: {fault}"), look.bad()));
+    }
     for (path, lease) in lab.leases.iter().take(2) {
         let disk = path.rsplit('/').next().unwrap_or(path);
         let disk: String = disk.chars().take(8).collect();

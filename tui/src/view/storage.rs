@@ -6,12 +6,19 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::Paragraph;
 
 use crate::app::App;
+use crate::model::Operation;
+
+/// Rows of the table of operations: those with the most calls.
+const OPERATIONS: usize = 6;
 
 pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
     let (lab, look) = (app.lab(), app.look);
-    let height = lab.hosts.len() as u16 + 3;
+    let height = lab.hosts.len().clamp(OPERATIONS, 12) as u16 + 3;
     let [top, rest] =
         Layout::vertical([Constraint::Length(height), Constraint::Fill(1)]).areas(area);
+    let [left, right] =
+        Layout::horizontal([Constraint::Length(38), Constraint::Fill(1)]).areas(top);
+    draw_operations(app, frame, right);
     let state = match lab.storage.as_str() {
         "" => Span::styled("not started", look.dim()),
         word @ ("started" | "ready" | "resumed" | "reached") => {
@@ -19,9 +26,16 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
         }
         word => Span::styled(word.to_owned(), look.bad()),
     };
+    let disk = match &lab.disk_fault {
+        Some(fault) => Line::from(vec![
+            Span::styled("  its disk        ", look.dim()),
+            Span::styled(fault.clone(), look.bad()),
+        ]),
+        None => Line::raw(""),
+    };
     let mut lines = vec![
         Line::from(vec![Span::styled("  storage server  ", look.dim()), state]),
-        Line::raw(""),
+        disk,
     ];
     for (name, host) in &lab.hosts {
         let (word, style) = match host.storage_up {
@@ -35,7 +49,7 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
             Span::styled(word, style),
         ]));
     }
-    frame.render_widget(Paragraph::new(lines), top);
+    frame.render_widget(Paragraph::new(lines), left);
     if lab.leases.is_empty() {
         frame.render_widget(Line::raw("  no disk is in use"), rest);
         return;
@@ -66,4 +80,51 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
             ])
         },
     );
+}
+
+/// What the server does, and how long that takes.
+fn draw_operations(app: &App, frame: &mut Frame<'_>, area: Rect) {
+    let (statistics, look) = (&app.lab().statistics, app.look);
+    if statistics.operations.is_empty() {
+        return;
+    }
+    let mut calls: Vec<u64> = statistics.operations.iter().map(|one| one.calls).collect();
+    calls.sort_unstable_by(|a, b| b.cmp(a));
+    let least = calls[OPERATIONS.min(calls.len()) - 1];
+    let heading = format!(
+        "{:<10}{:>8}{:>10}{:>12}",
+        "OPERATION", "a second", "mean ms", "so far"
+    );
+    let mut lines = vec![Line::styled(heading, look.dim())];
+    let shown = statistics
+        .operations
+        .iter()
+        .filter(|one| one.calls >= least);
+    lines.extend(shown.take(OPERATIONS).map(|one| operation(app, one)));
+    lines.push(Line::from(vec![
+        Span::styled("read ", look.dim()),
+        Span::raw(format!("{:.2} MB/s", statistics.read_per_s / 1e6)),
+        Span::styled("   written ", look.dim()),
+        Span::raw(format!("{:.2} MB/s", statistics.written_per_s / 1e6)),
+    ]));
+    frame.render_widget(Paragraph::new(lines), area);
+}
+
+fn operation(app: &App, one: &Operation) -> Line<'static> {
+    let look = app.look;
+    let style = if one.per_s > 0.0 {
+        ratatui::style::Style::new()
+    } else {
+        look.dim()
+    };
+    let mean = one
+        .mean_us
+        .map_or_else(|| "-".into(), |us| format!("{:.2}", us / 1e3));
+    Line::from(vec![
+        Span::styled(format!("{:<10}", one.name), look.accent()),
+        Span::styled(
+            format!("{:>8.0}{mean:>10}{:>12}", one.per_s, one.calls),
+            style,
+        ),
+    ])
 }

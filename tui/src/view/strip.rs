@@ -85,7 +85,7 @@ fn worst(strip: &[Column]) -> String {
 }
 
 /// The bar for a latency: 1 to 8.
-fn level(ns: u64) -> usize {
+pub(super) fn level(ns: u64) -> usize {
     let share = (ns as f64 / LEAST_NS).max(1.0).log10() / (FULL_NS / LEAST_NS).log10();
     1 + (share.min(1.0) * 7.0).round() as usize
 }

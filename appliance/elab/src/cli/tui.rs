@@ -74,6 +74,7 @@ pub(super) fn run(arguments: &TuiArguments) -> Result<ExitCode> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     interrupts.on_interrupt(move || flag.store(true, Ordering::Relaxed));
+    interrupts.before_exit(tui::give_back_for_good);
 
     let runs = PathBuf::from(RUNS);
     let folder = if arguments.demo {
