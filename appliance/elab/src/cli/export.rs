@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write, stderr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use formats::compress::Compression;
@@ -13,6 +14,9 @@ use transfer::{As, Export, Format, Identity, Options};
 
 use crate::lab::records;
 use crate::run_folder::RUNS;
+
+/// Between two lines where they are not written over.
+const LINE_EVERY: Duration = Duration::from_secs(1);
 
 /// Where a machine is, or is to be.
 #[derive(Clone, Debug, clap::Args)]
@@ -265,15 +269,17 @@ fn bytes(count: u64) -> String {
     }
 }
 
-/// The line that shows how far it is; on a terminal only.
+/// Shows how far it is: on a terminal a line that is written over, elsewhere a line a second for whoever reads the file.
 #[derive(Default)]
 struct Line {
     shown: String,
+    at: Option<Instant>,
 }
 
 impl Line {
     fn show(&mut self, progress: Progress) {
-        if !stderr().is_terminal() {
+        let on_terminal = stderr().is_terminal();
+        if !on_terminal && self.at.is_some_and(|at| at.elapsed() < LINE_EVERY) {
             return;
         }
         let percent = progress.done * 100 / progress.total.max(1);
@@ -284,13 +290,18 @@ impl Line {
         let text = format!("{percent:3} % of {}{left}", bytes(progress.total));
         if text != self.shown {
             // Whoever does not see it misses nothing.
-            let _ = write!(stderr(), "\r\x1b[K{text}");
+            let _ = if on_terminal {
+                write!(stderr(), "\r\x1b[K{text}")
+            } else {
+                writeln!(stderr(), "{text}")
+            };
             self.shown = text;
+            self.at = Some(Instant::now());
         }
     }
 
     fn end(&self) {
-        if !self.shown.is_empty() {
+        if !self.shown.is_empty() && stderr().is_terminal() {
             let _ = writeln!(stderr());
         }
     }

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use lab_protocol::command::DiskFault;
 
 pub use arguments::FaultArguments;
 pub use evidence::{BisectArguments, CompareArguments, Form};
@@ -481,6 +482,11 @@ pub enum SrAction {
     Kill,
     /// Start it again
     Start,
+    /// Have its disk fail, as disks do, or be well again
+    Fault {
+        /// eio-read, eio-write, eio-fsync, full; clear makes it well
+        fault: DiskFault,
+    },
 }
 
 #[cfg(test)]

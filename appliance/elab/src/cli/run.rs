@@ -111,6 +111,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
                 SrAction::Resume => Command::StorageResume,
                 SrAction::Kill => Command::StorageKill,
                 SrAction::Start => Command::StorageStart,
+                SrAction::Fault { fault } => Command::StorageFault { fault },
             },
         ),
     }

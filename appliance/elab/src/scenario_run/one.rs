@@ -135,6 +135,8 @@ fn act(
         lab.stop(&format!("{error:#}"))?;
         return Err(error);
     }
+    // Whoever watches may join.
+    join::by_ssh(&lab, artifacts)?;
     let names: Vec<String> = order
         .scenario
         .guests
