@@ -108,7 +108,7 @@ pub fn merge(folders: &[PathBuf], into: &Path) -> Result<ExitCode> {
     Ok(ExitCode::from(book.verdict.exit_code()))
 }
 
-fn book(path: &Path) -> Result<Book> {
+pub(super) fn book(path: &Path) -> Result<Book> {
     arms::book(path)?.with_context(|| {
         format!(
             "{} holds no results; `elab run` makes some, below {RESULTS}",

@@ -3,6 +3,9 @@
 mod arguments;
 mod evidence;
 mod export;
+mod gate;
+mod history;
+mod release;
 mod run;
 mod scenario;
 mod status;
@@ -18,6 +21,9 @@ use lab_protocol::command::DiskFault;
 pub use arguments::FaultArguments;
 pub use evidence::{BisectArguments, CompareArguments, Form};
 pub use export::{ExportArguments, ImportArguments, Place};
+pub use gate::GateArguments;
+pub use history::HistoryArguments;
+pub use release::ReleaseArguments;
 pub use run::run;
 pub use scenario::{RunArguments, RunOneArguments};
 pub use tui::TuiArguments;
@@ -171,11 +177,20 @@ pub enum Action {
         #[arg(long, value_enum, default_value_t = Form::Text)]
         form: Form,
     },
+    /// Show how figures went from commit to commit, by the history that runs are appended to
+    History(HistoryArguments),
     /// Compare results, programs or hypervisor images: is B worse, better, or the same?
     ///
     /// Programs and images are run in turns (A B B A) on this machine. A difference must be unlikely by chance and large
     /// enough to matter. Exit code 1 says worse, 4 that the runs cannot tell.
     Compare(CompareArguments),
+    /// Decide whether a change may pass: run it in turns with the last release, and once more where it looks worse
+    ///
+    /// A difference counts when it is found twice. Exit code 1 says worse, 4 that the runs cannot tell; what a quarantine
+    /// names is run and told, and does not count.
+    Gate(GateArguments),
+    /// Write the page that goes with a release: each figure against its limit and the last two releases
+    ReleaseReport(ReleaseArguments),
     /// Judge a run again by its evidence, and show what happened
     Replay {
         /// Folder of a run, or a file made by `elab export-run`

@@ -6,12 +6,17 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use scenarios::gate::quarantine::Quarantine;
+use scenarios::history::History;
 use scenarios::report::book::{Book, ScenarioReport};
 use scenarios::report::run::RunReport;
 use scenarios::report::screen;
 use scenarios::scenario::file::Pattern;
 use scenarios::scenario::{self, Scenario, Variant, figure, library};
+use scenarios::verdict::Verdict;
 
+use super::gate;
+use super::history::{self, HISTORY};
 use super::run::progress;
 use crate::assembly;
 use crate::interrupt::{self, Interrupts};
@@ -19,7 +24,7 @@ use crate::run_folder::RUNS;
 use crate::scenario_run::many::{self, Job, Weight};
 use crate::scenario_run::one::{self, Order};
 use crate::scenario_run::results::{self, RESULTS, Retention};
-use crate::scenario_run::shard::Shard;
+use crate::scenario_run::shard::{self, Shard};
 
 /// Arguments of `elab run`.
 #[derive(Clone, Debug, clap::Args)]
@@ -46,6 +51,16 @@ pub struct RunArguments {
     /// `elab report merge` joins the results
     #[arg(long, value_name = "I/N")]
     pub shard: Option<Shard>,
+    /// Divide runs by how long they took in this history, which must be the same for all shares; a file that is not
+    /// there knows nothing
+    #[arg(long, value_name = "FILE", requires = "shard")]
+    pub times: Option<PathBuf>,
+    /// Append the runs to this history (`elab history` shows it)
+    #[arg(long, value_name = "FILE", default_value = HISTORY)]
+    pub history: PathBuf,
+    /// What may fail for a while without failing the whole (TOML); an entry past its day is an error
+    #[arg(long, value_name = "FILE")]
+    pub quarantine: Option<PathBuf>,
     /// Ask before each step
     #[arg(long)]
     pub step: bool,
@@ -199,6 +214,7 @@ pub fn run(arguments: &RunArguments) -> Result<ExitCode> {
     let begun = Instant::now();
     let interrupts = Interrupts::take()?;
     let chosen = choose(arguments)?;
+    let quarantine = gate::quarantine(arguments.quarantine.as_deref())?;
     let first = chosen.first().context("there is nothing to run")?;
     let name = match chosen.len() {
         1 => first.variants[0].scenario.name.get_ref().clone(),
@@ -213,7 +229,7 @@ pub fn run(arguments: &RunArguments) -> Result<ExitCode> {
         jobs_of(one, arguments, &folder, &image, &mut jobs)?;
     }
     if let Some(shard) = arguments.shard {
-        keep(shard, &chosen, &mut jobs);
+        keep(shard, arguments.times.as_deref(), &chosen, &mut jobs)?;
         if jobs.is_empty() {
             // Of few runs and many shards, some have none: that is no failure.
             std::fs::remove_dir_all(&folder)
@@ -257,24 +273,71 @@ pub fn run(arguments: &RunArguments) -> Result<ExitCode> {
     );
     book.write(&folder)
         .with_context(|| format!("cannot write the report into {}", folder.display()))?;
+    history::append(&book, &arguments.history)?;
     if let Some(path) = &arguments.json {
         std::fs::copy(folder.join("report.json"), path)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     print!("{}", screen::summary(&book));
     println!("report: {}", folder.join("report.html").display());
-    Ok(ExitCode::from(book.verdict.exit_code()))
+    Ok(ExitCode::from(
+        counted(&book, &quarantine, &progress).exit_code(),
+    ))
 }
 
-/// Leaves the runs of a share. What a run may take at most stands for the time it takes.
-fn keep(shard: Shard, chosen: &[Chosen], jobs: &mut Vec<Job>) {
+/// The worst verdict of what is not in quarantine; what is there is told.
+fn counted(book: &Book, quarantine: &Quarantine, told: &dyn Fn(&str)) -> Verdict {
+    let counts = |one: &&ScenarioReport| match quarantine.holds(&one.name, None) {
+        Some(held) if one.verdict != Verdict::Passed => {
+            told(&format!(
+                "{} {}, which does not count {held}",
+                one.title(),
+                one.verdict.word()
+            ));
+            false
+        }
+        _ => true,
+    };
+    let counted = book.scenarios.iter().filter(counts);
+    counted
+        .map(|one| one.verdict)
+        .max()
+        .unwrap_or(Verdict::Passed)
+}
+
+/// Leaves the runs of a share, by the times that they are expected to take.
+fn keep(shard: Shard, times: Option<&Path>, chosen: &[Chosen], jobs: &mut Vec<Job>) -> Result<()> {
+    let history = match times {
+        Some(file) if file.exists() => history::read(&[file.to_owned()])?,
+        _ => History::default(),
+    };
     let variants: Vec<&Variant> = chosen.iter().flat_map(|one| &one.variants).collect();
-    let times: Vec<Duration> = jobs
+    let limits: Vec<Duration> = jobs
         .iter()
         .map(|job| variants[job.scenario].scenario.timeout.0)
         .collect();
-    let mut mine = shard.of(&times).into_iter();
+    let measured: Vec<Option<Duration>> = jobs
+        .iter()
+        .map(|job| history.expected(&job.title, &job.variant))
+        .collect();
+    let times = shard::expected(&limits, &measured);
+    let mine = shard.of(&times);
+    let seconds = |all: bool| -> f64 {
+        let chosen = times.iter().zip(&mine).filter(|(_, mine)| all || **mine);
+        chosen.map(|(time, _)| time.as_secs_f64()).sum()
+    };
+    // Shares that print the same total were divided by the same times.
+    progress(&format!(
+        "this share: {} of {} runs, {:.0} s of {:.0} s; {} were measured before",
+        mine.iter().filter(|mine| **mine).count(),
+        jobs.len(),
+        seconds(false),
+        seconds(true),
+        measured.iter().flatten().count()
+    ));
+    let mut mine = mine.into_iter();
     jobs.retain(|_| mine.next().unwrap_or(false));
+    Ok(())
 }
 
 fn image(arguments: &RunArguments) -> Result<PathBuf> {

@@ -7,6 +7,7 @@ pub mod bisect;
 pub mod many;
 pub mod merge;
 pub mod one;
+pub mod origin;
 pub mod results;
 pub mod shard;
 

@@ -4,6 +4,8 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use scenarios::measure::statistics::quantile;
+
 /// Which share of how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
@@ -51,9 +53,61 @@ impl Shard {
     }
 }
 
+/// How long each of some runs will take: what was measured of it, or else its limit times the share that the measured ones take of
+/// theirs. Limits are many times what a run takes, so one among measured times would fill a share by itself.
+#[must_use]
+pub fn expected(limits: &[Duration], measured: &[Option<Duration>]) -> Vec<Duration> {
+    let shares: Vec<f64> = limits
+        .iter()
+        .zip(measured)
+        .filter_map(|(limit, measured)| Some((*measured)?.as_secs_f64() / limit.as_secs_f64()))
+        .collect();
+    let share = quantile(&shares, 0.5).unwrap_or(1.0);
+    limits
+        .iter()
+        .zip(measured)
+        .map(|(limit, measured)| measured.unwrap_or_else(|| limit.mul_f64(share)))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_never_measured_takes_its_limit_as_the_others_take_theirs() {
+        let s = Duration::from_secs;
+        let limits = [s(100), s(200), s(300)];
+        assert_eq!(expected(&limits, &[None; 3]), limits);
+        let measured = [Some(s(10)), None, Some(s(60))];
+        assert_eq!(expected(&limits, &measured), [s(10), s(20), s(60)]);
+        assert!(expected(&[], &[]).is_empty());
+    }
+
+    #[test]
+    fn measured_times_make_evener_shares_than_limits() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let s = Duration::from_secs;
+        let took: Vec<Duration> = (0..40).map(|_| s(random.u64(20..200))).collect();
+        // Everything has the same limit, as scenarios do that nobody has thought about.
+        let limits = vec![s(600); 40];
+        let longest = |times: &[Duration]| {
+            let load = |index| {
+                let mine = Shard { index, of: 4 }.of(times);
+                mine.iter()
+                    .zip(&took)
+                    .filter(|(mine, _)| **mine)
+                    .map(|(_, took)| took.as_secs())
+                    .sum::<u64>()
+            };
+            (1..=4).map(load).max().unwrap()
+        };
+        let known: Vec<Option<Duration>> = took.iter().copied().map(Some).collect();
+        let (by_time, by_limit) = (longest(&expected(&limits, &known)), longest(&limits));
+        let best = took.iter().map(Duration::as_secs).sum::<u64>() / 4;
+        assert!(by_time < best + best / 20, "{by_time} of {best} at best");
+        assert!(by_limit > by_time, "{by_limit} and {by_time}");
+    }
 
     #[test]
     fn a_share_is_written_as_a_fraction() {
