@@ -17,7 +17,10 @@ const WORDS: &[(&str, &[&str])] = &[
         ],
     ),
     ("host", &["power-on", "power-off", "pull", "freeze", "thaw"]),
-    ("vm", &["start", "stop", "migrate", "cancel"]),
+    (
+        "vm",
+        &["start", "stop", "migrate", "cancel", "suspend", "resume"],
+    ),
     ("link", &["set", "heal"]),
     ("sr", &["pause", "resume", "kill", "start", "fault"]),
     ("ha", &["enable"]),
@@ -95,6 +98,15 @@ pub fn parse(line: &str) -> Result<Typed, String> {
         ["vm", "migrate", vm, to] => migrate(vm, to, false),
         ["vm", "migrate", vm, to, "--verify"] => migrate(vm, to, true),
         ["vm", "cancel", vm] => Command::VmMigrateCancel { vm: owned(vm) },
+        ["vm", "suspend", vm] => Command::VmSuspend { vm: owned(vm) },
+        ["vm", "resume", vm, on @ ..] => Command::VmResume {
+            vm: owned(vm),
+            host: match on {
+                [] => None,
+                ["--on", host] => Some(owned(host)),
+                _ => return Err("as in vm resume session --on h2".into()),
+            },
+        },
         ["link", "heal", link] => Command::LinkHeal { link: owned(link) },
         ["link", "set", link, faults @ ..] => Command::LinkSet {
             link: owned(link),
@@ -207,7 +219,11 @@ pub fn complete(line: &str, hosts: &[&str], vms: &[&str]) -> Vec<String> {
         [first] => names(choices(first)),
         ["ha", "enable"] => names(&["--failures"]),
         ["sr", "fault"] => names(&DiskFault::ALL.map(DiskFault::name)),
-        ["host", _] | ["vm", "migrate", _] | ["vm", "start", _, "--host"] => names(hosts),
+        ["host", _]
+        | ["vm", "migrate", _]
+        | ["vm", "start", _, "--host"]
+        | ["vm", "resume", _, "--on"] => names(hosts),
+        ["vm", "resume", _] => names(&["--on"]),
         ["vm", "start", _] => names(&["--host"]),
         ["vm", "stop", _] => names(&["--force"]),
         ["vm", "migrate", _, _] => names(&["--verify"]),
@@ -252,6 +268,12 @@ pub fn words(command: &Command) -> String {
             )
         }
         Command::VmMigrateCancel { vm } => format!("vm cancel {vm}"),
+        Command::VmSuspend { vm } => format!("vm suspend {vm}"),
+        Command::VmResume { vm, host: None } => format!("vm resume {vm}"),
+        Command::VmResume {
+            vm,
+            host: Some(host),
+        } => format!("vm resume {vm} --on {host}"),
         Command::LinkSet { link, fault } => format!("link set {link}{}", fault_words(fault)),
         Command::LinkHeal { link } => format!("link heal {link}"),
         Command::HaEnable { failures } => format!("ha enable --failures {failures}"),
@@ -367,6 +389,9 @@ mod tests {
             name().prop_map(|host| Command::HostThaw { host }),
             (name(), name()).prop_map(|(vm, host)| Command::VmStart { vm, host }),
             name().prop_map(|vm| Command::VmDestroy { vm }),
+            name().prop_map(|vm| Command::VmSuspend { vm }),
+            (name(), proptest::option::of(name()))
+                .prop_map(|(vm, host)| Command::VmResume { vm, host }),
             (name(), name(), any::<bool>()).prop_map(|(vm, to, verify)| migrate(&vm, &to, verify)),
             (name(), fault()).prop_map(|(link, fault)| Command::LinkSet { link, fault }),
             (0..5usize).prop_map(|at| Command::StorageFault {

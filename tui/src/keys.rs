@@ -61,6 +61,8 @@ pub enum Action {
     PowerOn,
     /// Start a VM.
     StartVm,
+    /// Suspend a VM, or let it go on.
+    Suspend,
     /// Cut a link.
     Cut,
     /// Delay a link.
@@ -336,6 +338,13 @@ pub const TABLE: &[Row] = &[
         "start-vm",
         &["s"],
         "start the VM on a host",
+        Group::Act,
+    ),
+    row(
+        Action::Suspend,
+        "suspend",
+        &["z"],
+        "suspend the VM, or let it go on",
         Group::Act,
     ),
     row(

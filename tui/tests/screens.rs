@@ -331,6 +331,32 @@ fn a_guest_that_is_off_is_exported_beside_the_screen() {
 }
 
 #[test]
+fn a_vm_is_suspended_and_goes_on_elsewhere() {
+    let mut story = demo();
+    let mut app = live(&story, &Config::default());
+    assert_eq!(press(&mut app, "z"), []);
+    let vm = || "session".to_owned();
+    assert_eq!(
+        press(&mut app, "y"),
+        [Effect::Send(Command::VmSuspend { vm: vm() })]
+    );
+    let stopped = Event::VmStopped {
+        vm: vm(),
+        host: "h2".into(),
+        reason: "suspended".into(),
+    };
+    story.say(11_700, "h2", stopped);
+    let mut app = live(&story, &Config::default());
+    press(&mut app, "s");
+    assert!(text(&mut app, 80, 24).contains("session is suspended; z lets it go on"));
+    let resume = Command::VmResume {
+        vm: vm(),
+        host: Some("h1".into()),
+    };
+    assert_eq!(press(&mut app, "z\n"), [Effect::Send(resume)]);
+}
+
+#[test]
 fn a_disks_fault_is_chosen_and_shown() {
     let mut story = demo();
     let mut app = live(&story, &Config::default());

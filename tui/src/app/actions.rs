@@ -62,6 +62,7 @@ pub fn shown(view: View) -> &'static [Action] {
             Action::Migrate,
             Action::Cancel,
             Action::StartVm,
+            Action::Suspend,
             Action::Console,
             Action::Pull,
             Action::FreezeHost,
@@ -199,6 +200,10 @@ impl App {
                 if lab.vms[&vm].is_alive() {
                     return Err(format!("{vm} is {}", lab.vms[&vm].state));
                 }
+                if lab.vms[&vm].is_suspended() {
+                    let key = self.keys.hint(Action::Suspend);
+                    return Err(format!("{vm} is suspended; {key} lets it go on"));
+                }
                 let start = |host: &str| Command::VmStart {
                     vm: vm.clone(),
                     host: host.into(),
@@ -207,6 +212,10 @@ impl App {
                     format!("Start {vm} on"),
                     hosts(lab, None, start),
                 ))
+            }
+            Action::Suspend => {
+                let vm = self.target_vm()?;
+                suspension(lab, &vm)
             }
             Action::Console => Ok(Plan::Console(self.target_vm()?)),
             Action::Pull => {
@@ -414,6 +423,32 @@ impl App {
             }
         }
     }
+}
+
+/// Suspends a VM that runs; one that is suspended goes on at a host of one's choice.
+fn suspension(lab: &Lab, vm: &str) -> Result<Plan, String> {
+    let known = lab.vms.get(vm).ok_or("there is no VM")?;
+    if known.is_suspended() {
+        let resume = |host: &str| Command::VmResume {
+            vm: vm.into(),
+            host: Some(host.into()),
+        };
+        let picks = hosts(lab, None, resume);
+        return Ok(Plan::Choose(format!("Let {vm} go on at"), picks));
+    }
+    if known.state != "running" {
+        return Err(format!(
+            "{vm} is {}; only a running VM can be suspended",
+            known.state
+        ));
+    }
+    if let Some(under_way) = lab.migrations.under_way(vm) {
+        return Err(format!("{vm} is moving to {}", under_way.to));
+    }
+    Ok(Plan::Ask(
+        format!("Suspend {vm}? Its memory goes to the repository, and its sessions stall."),
+        Command::VmSuspend { vm: vm.into() },
+    ))
 }
 
 fn migration(lab: &Lab, vm: &str) -> Result<Plan, String> {

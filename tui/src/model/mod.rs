@@ -89,6 +89,12 @@ impl Vm {
         matches!(self.state.as_str(), "starting" | "running" | "paused")
     }
 
+    /// Whether its memory lies in the repository, to go on from there.
+    #[must_use]
+    pub fn is_suspended(&self) -> bool {
+        !self.is_alive() && self.stopped.as_deref() == Some("suspended")
+    }
+
     fn count(&mut self, t_ns: u64, host: &str, cpu_ns: u64, exits: u64) {
         let now = Counters {
             t_ns,
