@@ -54,7 +54,7 @@ impl fmt::Display for Explained<'_> {
 pub struct Case {
     /// The hosts that fail together.
     pub failing: Vec<HostId>,
-    /// Where each of their VMs goes, in the order in which they start; `None` for best-effort ones without room.
+    /// Where each of their VMs goes, in the order in which they start; `None` for those without room.
     pub moves: Vec<(VmIndex, Option<HostId>)>,
 }
 
@@ -123,8 +123,8 @@ pub(crate) fn assign(
         .collect()
 }
 
-/// What happens if these hosts fail.
-fn case(config: &PoolConfig, table: &Table, failing: &[HostId]) -> Result<Case, Shortage> {
+/// What happens if these hosts fail, and whether it leaves a VM without room that was promised some.
+fn case(config: &PoolConfig, table: &Table, failing: &[HostId]) -> (Case, Option<Shortage>) {
     let mut free = free(config, table);
     for host in failing {
         free[host.index()] = 0;
@@ -140,22 +140,21 @@ fn case(config: &PoolConfig, table: &Table, failing: &[HostId]) -> Result<Case, 
         .map(|(vm, _)| vm)
         .collect();
     let mut moves = assign(config, &lost, &mut free);
-    if let Some((vm, _)) = moves
+    let shortage = moves
         .iter()
         .find(|(vm, host)| host.is_none() && !config.vms[vm.index()].best_effort)
-    {
-        return Err(Shortage {
+        .map(|(vm, _)| Shortage {
             failing: failing.to_vec(),
             vm: *vm,
             needed_mib: config.vms[vm.index()].memory_mib,
             largest_free_mib: free.iter().copied().max().unwrap_or(0),
         });
-    }
     moves.sort_by_key(|(vm, _)| (config.vms[vm.index()].order, *vm));
-    Ok(Case {
+    let case = Case {
         failing: failing.to_vec(),
         moves,
-    })
+    };
+    (case, shortage)
 }
 
 /// Plans for the liveset and the places of a table.
@@ -173,27 +172,19 @@ pub fn plan(config: &PoolConfig, table: &Table) -> Plan {
             // With nobody left nothing restarts; that is not a matter of memory.
             break;
         }
-        let mut found = Ok(());
-        each_set(
-            &live,
-            failures,
-            &mut Vec::new(),
-            &mut |set| match case(config, table, set) {
-                Ok(case) => {
-                    if failures == 1 {
-                        plan.single.push(case);
-                    }
-                    true
-                }
-                Err(shortage) => {
-                    found = Err(shortage);
-                    false
-                }
-            },
-        );
+        let mut found = None;
+        each_set(&live, failures, &mut Vec::new(), &mut |set| {
+            let (case, shortage) = case(config, table, set);
+            if failures == 1 {
+                plan.single.push(case);
+            }
+            found = found.take().or(shortage);
+            // All single failures are told, whatever one of them breaks.
+            failures == 1 || found.is_none()
+        });
         match found {
-            Ok(()) => plan.tolerated += 1,
-            Err(shortage) => {
+            None => plan.tolerated += 1,
+            Some(shortage) => {
                 plan.shortage = Some(shortage);
                 break;
             }

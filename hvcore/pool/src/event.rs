@@ -102,6 +102,8 @@ pub enum Event {
         host: HostId,
         /// Which attempt.
         attempt: u16,
+        /// Why.
+        cause: RestartCause,
     },
     /// A VM runs again.
     Restarted {
@@ -159,6 +161,23 @@ pub enum Event {
     },
     /// The pool's lease file is missing, so nothing can be decided.
     NoPoolFile,
+}
+
+/// Why a VM is restarted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RestartCause {
+    /// Its host has left the liveset.
+    #[error("its host is gone")]
+    HostGone,
+    /// Its host lives, and has not reported it for a while; neither has another.
+    #[error("no host has it any more")]
+    Vanished,
+    /// It was not in reach when its pool was: its leases had an owner when all hosts had lost their power.
+    #[error("its leases say that it ran when the pool lost its memory")]
+    LeaseHeld,
+    /// The attempt before this one.
+    #[error("the attempt before has failed")]
+    StartFailed,
 }
 
 /// Why a VM is not restarted.
@@ -244,9 +263,10 @@ impl fmt::Display for Explained<'_> {
                 vm: id,
                 host: target,
                 attempt,
+                cause,
             } => write!(
                 f,
-                "VM {} shall start on {}, attempt {attempt}",
+                "VM {} shall start on {}, which has the most memory free: {cause}; attempt {attempt}",
                 vm(id),
                 host(target)
             ),
@@ -315,7 +335,8 @@ impl fmt::Display for Explained<'_> {
                 fault,
                 count,
             } => {
-                write!(f, "{count} heartbeats or slots ignored")?;
+                let plural = if *count == 1 { "" } else { "s" };
+                write!(f, "{count} heartbeat{plural} or slot{plural} ignored")?;
                 if let Some(id) = whose {
                     write!(f, ", said to be of {}", host(id))?;
                 }

@@ -64,7 +64,7 @@ pub use capacity::{Case, Plan, Shortage};
 pub use config::{
     ConfigError, HostId, HostPolicy, PoolConfig, Safeguards, Timing, VmIndex, VmPolicy,
 };
-pub use event::{Departure, Event, Explained, Fault, FenceCause, NotRestarted};
+pub use event::{Departure, Event, Explained, Fault, FenceCause, NotRestarted, RestartCause};
 pub use pool::Pool;
 pub use status::{HostStatus, Protection, Status};
 pub use table::{Place, Table};

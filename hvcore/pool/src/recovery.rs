@@ -13,7 +13,7 @@ use crate::{
     action::{LeaseAnswer, LeaseCall, LeaseFile, Token},
     capacity::{self, Plan, Shortage},
     config::{HostId, VmIndex},
-    event::{Event, NotRestarted},
+    event::{Event, NotRestarted, RestartCause},
     peer::{MS, Peers as _},
     pool::Pool,
     table::Place,
@@ -53,6 +53,7 @@ enum Inquiry {
 /// A lost VM.
 #[derive(Debug)]
 struct Work {
+    cause: RestartCause,
     target: Option<HostId>,
     disks: Vec<Disk>,
     fenced: bool,
@@ -77,8 +78,9 @@ enum Disk {
 }
 
 impl Work {
-    fn new(not_before: u64) -> Self {
+    fn new(cause: RestartCause, not_before: u64) -> Self {
         Self {
+            cause,
             target: None,
             disks: Vec::new(),
             fenced: false,
@@ -204,7 +206,8 @@ impl Pool {
             return Place::Failed;
         }
         let not_before = self.clocks.steady() + RETRY_NS * u64::from(attempts);
-        self.recovery.work.insert(vm, Work::new(not_before));
+        let work = Work::new(RestartCause::StartFailed, not_before);
+        self.recovery.work.insert(vm, work);
         Place::Lost { attempts }
     }
 
@@ -242,7 +245,11 @@ impl Pool {
                 self.recovery.starting.remove(&vm);
                 self.table.vms[vm.index()] = match place {
                     Place::Starting { attempt, .. } => self.after_failure(vm, attempt),
-                    _ => Place::Lost { attempts: 0 },
+                    _ => {
+                        let work = Work::new(RestartCause::Vanished, steady);
+                        self.recovery.work.insert(vm, work);
+                        Place::Lost { attempts: 0 }
+                    }
                 };
             }
         }
@@ -285,6 +292,10 @@ impl Pool {
         self.recovery.inquiries.remove(&vm);
         // It may have been reported meanwhile.
         if self.table.vms[vm.index()] == Place::Unknown {
+            if matches!(place, Place::Lost { .. }) {
+                let work = Work::new(RestartCause::LeaseHeld, self.clocks.steady());
+                self.recovery.work.insert(vm, work);
+            }
             self.table.vms[vm.index()] = place;
             self.table.version += 1;
             self.hurry();
@@ -311,7 +322,7 @@ impl Pool {
                 .recovery
                 .work
                 .entry(vm)
-                .or_insert_with(|| Work::new(steady));
+                .or_insert_with(|| Work::new(RestartCause::HostGone, steady));
             match work.target {
                 Some(host) => {
                     let memory = self.config.vms[vm.index()].memory_mib;
@@ -466,10 +477,16 @@ impl Pool {
             let waited = steady >= turn + u64::from(policy.start_delay_ms) * MS;
             if waited && work.disks.iter().all(|disk| *disk == Disk::Taken) {
                 let attempt = attempts + 1;
+                let cause = work.cause;
                 self.table.vms[vm.index()] = Place::Starting { host, attempt };
                 self.recovery.work.remove(&vm);
                 self.recovery.starting.insert(vm, steady);
-                self.tell(Event::Restart { vm, host, attempt });
+                self.tell(Event::Restart {
+                    vm,
+                    host,
+                    attempt,
+                    cause,
+                });
             }
         }
     }

@@ -82,6 +82,9 @@ fn best_effort_vms_give_way() {
     let (mut config, table) = pool(3, 1, &[(600, 0), (300, 0), (500, 1), (500, 2)]);
     let strict = capacity::plan(&config, &table);
     assert_eq!(strict.shortage.map(|it| it.vm), Some(VmIndex(0)));
+    // What happens is told of every host, of that too whose failure breaks the promise.
+    assert_eq!((strict.tolerated, strict.single.len()), (0, 3));
+    assert!(strict.single[0].moves.contains(&(VmIndex(0), None)));
     config.vms[0].best_effort = true;
     let plan = capacity::plan(&config, &table);
     assert_eq!((plan.tolerated, plan.shortage), (1, None));
