@@ -450,3 +450,86 @@ pub(crate) fn arguments<'a, P: Procedure>(call: &Call<'a>) -> Option<P::Args<'a>
     input.finish().ok()?;
     Some(args)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{os::fd::OwnedFd, sync::Mutex};
+
+    use super::*;
+    use crate::{
+        export::Squash,
+        file_io::{FileIo, Wait},
+    };
+
+    /// Tells which files were synced with their times.
+    #[derive(Clone, Default)]
+    struct Watched(Arc<Mutex<Vec<String>>>);
+
+    struct WatchedFile {
+        file: std::fs::File,
+        name: String,
+        disk: Watched,
+    }
+
+    impl Disk for Watched {
+        fn file(&self, fd: OwnedFd, path: &Path) -> Box<dyn FileIo> {
+            Box::new(WatchedFile {
+                file: fd.into(),
+                name: path.display().to_string(),
+                disk: self.clone(),
+            })
+        }
+    }
+
+    impl FileIo for WatchedFile {
+        fn read_at(&self, buffer: &mut [u8], offset: u64, wait: Wait) -> io::Result<usize> {
+            FileIo::read_at(&self.file, buffer, offset, wait)
+        }
+        fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+            FileIo::write_at(&self.file, data, offset)
+        }
+        fn set_len(&self, length: u64) -> io::Result<()> {
+            FileIo::set_len(&self.file, length)
+        }
+        fn sync(&self, cover: Cover) -> io::Result<()> {
+            if cover == Cover::All {
+                self.disk
+                    .0
+                    .lock()
+                    .expect("no panic")
+                    .push(self.name.clone());
+            }
+            FileIo::sync(&self.file, cover)
+        }
+    }
+
+    #[test]
+    fn at_its_end_the_times_of_a_file_that_is_no_longer_open_are_synced_before_its_mark_goes() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        std::fs::write(directory.path().join("file"), "data").expect("written");
+        let disk = Watched::default();
+        let config = Config {
+            export: Export {
+                name: "/export".into(),
+                directory: directory.path().into(),
+                clients: Vec::new(),
+                read_only: false,
+                squash: Squash::None,
+            },
+            commit_sync: true,
+            lease_enforcement: true,
+            port: 2049,
+            disk: Arc::new(disk.clone()),
+        };
+        let server = Server::open(config, Arc::new(Events::discard())).expect("a server");
+        let file = server
+            .nodes
+            .resolve(Path::new("file"))
+            .expect("it is there");
+        assert!(server.durability.times().mark(file.id).expect("marked"));
+        server.settle();
+        let synced = disk.0.lock().expect("no panic").clone();
+        assert!(synced.contains(&"file".into()), "{synced:?}");
+        assert_eq!(server.durability.times().marked(), []);
+    }
+}

@@ -6,3 +6,4 @@ pub mod ethernet;
 pub mod mailbox;
 pub mod session;
 pub mod tcp;
+mod wait;

@@ -17,7 +17,11 @@ use rustix::event::{
     epoll::{self, CreateFlags, EventData, EventFlags},
 };
 
-use super::{mailbox::Mailbox, session::Session};
+use super::{
+    mailbox::Mailbox,
+    session::Session,
+    wait::{Expectation, SOON},
+};
 use crate::{events::Event, server::Server};
 
 const LISTENER: u64 = 0;
@@ -42,6 +46,7 @@ pub struct TcpTransport {
     next: u64,
     chunk: Vec<u8>,
     swept: Instant,
+    next_call: Expectation,
 }
 
 struct Connection {
@@ -78,6 +83,7 @@ impl TcpTransport {
             next: FIRST_CONNECTION,
             chunk: vec![0; CHUNK],
             swept: Instant::now(),
+            next_call: Expectation::new(),
         })
     }
 
@@ -95,28 +101,17 @@ impl TcpTransport {
                 stopping = Some(Instant::now());
                 epoll::delete(&self.epoll, &self.listener)?;
             }
-            if let Some(since) = stopping {
-                let busy = self
-                    .connections
-                    .values()
-                    .any(|c| c.session.is_busy() || c.session.has_output());
-                if !busy || since.elapsed() > Duration::from_secs(5) {
-                    return Ok(());
-                }
+            if let Some(since) = stopping
+                && (!self.is_busy() || since.elapsed() > Duration::from_secs(5))
+            {
+                return Ok(());
             }
             ready.clear();
             let timeout = Timespec {
                 tv_sec: if stopping.is_some() { 0 } else { 10 },
                 tv_nsec: 50_000_000,
             };
-            match epoll::wait(
-                &self.epoll,
-                rustix::buffer::spare_capacity(&mut ready),
-                Some(&timeout),
-            ) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+            self.wait(&mut ready, &timeout)?;
             for event in &ready {
                 match event.data.u64() {
                     LISTENER => self.accept(),
@@ -129,6 +124,35 @@ impl TcpTransport {
             if self.swept.elapsed() > IDLE / 4 {
                 self.sweep();
             }
+        }
+    }
+
+    /// Waits until something is ready: awake for a moment if a client is about to call again and nothing else is to be done.
+    fn wait(&mut self, ready: &mut Vec<epoll::Event>, timeout: &Timespec) -> io::Result<()> {
+        let since = Instant::now();
+        let awake = self.next_call.is_soon() && !self.is_busy();
+        while awake && ready.is_empty() && since.elapsed() < SOON {
+            self.poll(ready, &Timespec::default())?;
+        }
+        if ready.is_empty() {
+            self.poll(ready, timeout)?;
+        }
+        self.next_call.came(since.elapsed());
+        Ok(())
+    }
+
+    /// Calls are under way, or replies on theirs.
+    fn is_busy(&self) -> bool {
+        self.connections
+            .values()
+            .any(|c| c.session.is_busy() || c.session.has_output())
+    }
+
+    fn poll(&self, ready: &mut Vec<epoll::Event>, timeout: &Timespec) -> io::Result<()> {
+        let space = rustix::buffer::spare_capacity(ready);
+        match epoll::wait(&self.epoll, space, Some(timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 
