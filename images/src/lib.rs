@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bundle;
 pub mod guest;
 pub mod hypervisor;
 pub mod iso;

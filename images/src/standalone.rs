@@ -39,15 +39,24 @@ impl Host {
     /// # Errors
     /// When image or guests do not build.
     pub fn with_test_guests() -> Result<Self> {
-        Ok(Self {
-            image: hypervisor::build()?,
-            module: hypervisor::build_test_guests()?,
+        Ok(Self::new(
+            hypervisor::build()?,
+            hypervisor::build_test_guests()?,
+        ))
+    }
+
+    /// A host that boots this image, with this kernel for its guests.
+    #[must_use]
+    pub fn new(image: PathBuf, module: PathBuf) -> Self {
+        Self {
+            image,
+            module,
             memory_mib: 768,
             virtual_time: false,
             kvm: false,
             limit_s: 60,
             program: "qemu-system-x86_64".into(),
-        })
+        }
     }
 
     /// Runs guests until the last one has ended; gives what the serial port said.

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use host_protocol::{DiskConfig, VmConfig};
+use images::bundle::Bundle;
 use images::guest::SessionGuest;
 use images::standalone::Host;
 
@@ -31,6 +32,8 @@ const GUEST_MEMORY_MIB: u32 = 256;
 pub struct Artifacts {
     /// What hosts boot.
     pub boot: Boot,
+    /// What the first host boots instead, if that is another version.
+    pub first: Option<Boot>,
     /// The session guest.
     pub guest: SessionGuest,
 }
@@ -48,6 +51,8 @@ pub struct Choices {
     pub fast_boot: bool,
     /// Boot this instead of what is built here.
     pub image: Option<PathBuf>,
+    /// Boot the first host from this, of another version.
+    pub first_image: Option<PathBuf>,
     /// Seed of link faults.
     pub seed: u64,
     /// Capture the hosts' ports.
@@ -79,31 +84,49 @@ impl Default for GuestChoice {
 /// # Errors
 /// When a tool is missing or something does not build.
 pub fn artifacts(choices: &Choices, progress: &dyn Fn(&str)) -> Result<Artifacts> {
-    let cache = Path::new(IMAGES);
-    std::fs::create_dir_all(cache).with_context(|| format!("cannot make {}", cache.display()))?;
-    let absolute = |path: PathBuf| {
+    let absolute = |path: &Path| {
         path.canonicalize()
             .with_context(|| format!("cannot find {}", path.display()))
     };
-    let boot = match (&choices.image, choices.fast_boot) {
-        (Some(image), true) => Boot::Kernel(absolute(image.clone())?),
-        (Some(image), false) => Boot::Iso(absolute(image.clone())?),
-        (None, fast_boot) => {
+    let file = match (&choices.image, Bundle::beside_this_program()) {
+        (Some(image), _) => absolute(image)?,
+        (None, Some(bundle)) if choices.fast_boot => bundle.hypervisor(),
+        (None, Some(bundle)) => bundle.iso(),
+        (None, None) => {
             progress("building the hypervisor image");
             let hypervisor = images::hypervisor::build()?;
-            if fast_boot {
-                Boot::Kernel(absolute(hypervisor)?)
+            if choices.fast_boot {
+                absolute(&hypervisor)?
             } else {
                 let contents = images::iso::Contents {
                     hypervisor,
                     ..Default::default()
                 };
-                Boot::Iso(absolute(images::iso::build(&contents, cache)?)?)
+                absolute(&images::iso::build(&contents, cache()?)?)?
             }
         }
     };
-    let guest = images::guest::build(cache, progress)?;
-    Ok(Artifacts { boot, guest })
+    let boot = |file| match choices.fast_boot {
+        true => Boot::Kernel(file),
+        false => Boot::Iso(file),
+    };
+    let first = choices.first_image.as_deref().map(absolute).transpose()?;
+    let guest = match Bundle::beside_this_program() {
+        Some(bundle) => bundle.guest()?,
+        None => images::guest::build(cache()?, progress)?,
+    };
+    Ok(Artifacts {
+        boot: boot(file),
+        first: first.map(boot),
+        guest,
+    })
+}
+
+/// Where images are kept that are built here.
+fn cache() -> Result<&'static Path> {
+    let cache = Path::new(IMAGES);
+    std::fs::create_dir_all(cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    Ok(cache)
 }
 
 /// The configuration of a lab. Its storage repository is made anew: each run begins with the same disk.
@@ -134,6 +157,7 @@ pub fn lab_config(
         launcher: Box::new(Qemu {
             program: QEMU.into(),
             boot: artifacts.boot.clone(),
+            first: artifacts.first.clone(),
             accelerator: accelerator.clone(),
         }),
         storage: Some(StorageProgram {
@@ -210,10 +234,14 @@ pub fn disk_file(folder: &Path, guest: u8) -> PathBuf {
 pub fn choose_accelerator(progress: &dyn Fn(&str)) -> Accelerator {
     Accelerator::choose(|| {
         progress("trying a nested guest under KVM");
+        let host = match Bundle::beside_this_program() {
+            Some(bundle) => Host::new(bundle.hypervisor(), bundle.test_guests()),
+            None => Host::with_test_guests().map_err(|error| format!("{error:#}"))?,
+        };
         let host = Host {
             kvm: true,
             limit_s: NESTED_LIMIT_S,
-            ..Host::with_test_guests().map_err(|error| format!("{error:#}"))?
+            ..host
         };
         // Any test guest will do: that one came to its end is the proof.
         host.run("guest memory=8 -- test=cpuid")

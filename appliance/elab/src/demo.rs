@@ -45,6 +45,7 @@ pub fn run(
         command: std::env::args().collect::<Vec<_>>().join(" "),
         fast_boot: arguments.build.fast_boot,
         image: arguments.build.image.clone(),
+        old_image: None,
         // Whoever asks for a capture wants to have it.
         keep: arguments.build.capture,
         capture: arguments.build.capture,

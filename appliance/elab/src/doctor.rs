@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use images::bundle::Bundle;
 use serde::Serialize;
 
 use crate::accelerator::Accelerator;
@@ -143,6 +144,13 @@ fn disk() -> Finding {
 }
 
 fn tools() -> Vec<Finding> {
+    // What judges the guests' file systems is needed always, what builds images only where they are built.
+    let judge = [("e2fsck", "e2fsprogs")];
+    if Bundle::beside_this_program().is_some() {
+        return judge
+            .map(|(program, package)| tool(program, package))
+            .into();
+    }
     let guest = images::guest::TOOLS.iter().copied();
     let iso = [
         (
@@ -152,18 +160,24 @@ fn tools() -> Vec<Finding> {
         ("xorriso", "xorriso"),
         ("mformat", "mtools"),
     ];
-    guest
+    judge
+        .into_iter()
+        .chain(guest)
         .chain(iso)
-        .map(|(program, packages)| match find_program(program) {
-            Some(path) => finding(program, true, path.display().to_string(), ""),
-            None => finding(
-                program,
-                false,
-                "not installed",
-                format!("sudo apt-get install -y {packages}"),
-            ),
-        })
+        .map(|(program, packages)| tool(program, packages))
         .collect()
+}
+
+fn tool(program: &str, packages: &str) -> Finding {
+    match find_program(program) {
+        Some(path) => finding(program, true, path.display().to_string(), ""),
+        None => finding(
+            program,
+            false,
+            "not installed",
+            format!("sudo apt-get install -y {packages}"),
+        ),
+    }
 }
 
 fn find_program(program: &str) -> Option<PathBuf> {

@@ -43,6 +43,8 @@ pub struct Qemu {
     pub program: PathBuf,
     /// What hosts boot from.
     pub boot: Boot,
+    /// What the first host boots from instead: another version, from and to which guests then move.
+    pub first: Option<Boot>,
     /// KVM or TCG.
     pub accelerator: Accelerator,
 }
@@ -83,7 +85,8 @@ impl Launcher for Qemu {
             "-fw_cfg",
             format!("name=opt/elab/config,file={}.conf", host.name),
         );
-        match &self.boot {
+        let other = self.first.as_ref().filter(|_| host.number == 1);
+        match other.unwrap_or(&self.boot) {
             Boot::Iso(path) => {
                 arg("-cdrom", path.display().to_string());
                 arg("-boot", "d".into());
@@ -124,6 +127,7 @@ mod tests {
         let qemu = Qemu {
             program: "qemu-system-x86_64".into(),
             boot: Boot::Kernel("/images/hvcore".into()),
+            first: None,
             accelerator: Accelerator::tcg("no KVM in a test"),
         };
         let host = HostSpec {
@@ -162,6 +166,31 @@ mod tests {
             args.windows(2)
                 .any(|pair| pair == ["-kernel", "/images/hvcore"])
         );
+    }
+
+    #[test]
+    fn only_the_first_host_boots_the_other_version() {
+        let qemu = Qemu {
+            program: "qemu-system-x86_64".into(),
+            boot: Boot::Iso("/images/new.iso".into()),
+            first: Some(Boot::Iso("/images/old.iso".into())),
+            accelerator: Accelerator::tcg("no KVM in a test"),
+        };
+        let folder = tempfile::tempdir().unwrap();
+        for (number, image) in [(1, "/images/old.iso"), (2, "/images/new.iso")] {
+            let host = HostSpec {
+                name: format!("h{number}"),
+                number,
+                memory_mib: 1024,
+            };
+            let _switch = NETWORKS.map(|network| {
+                let socket = folder.path().join(socket_name(&host.name, network.name));
+                std::os::unix::net::UnixListener::bind(socket).unwrap()
+            });
+            let command = qemu.command(&host, folder.path()).unwrap();
+            let args: Vec<_> = command.get_args().collect();
+            assert!(args.windows(2).any(|pair| pair == ["-cdrom", image]));
+        }
     }
 
     #[test]

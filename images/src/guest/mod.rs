@@ -14,6 +14,7 @@ mod disk;
 mod initrd;
 mod keys;
 mod layout;
+mod licences;
 mod manifest;
 mod packages;
 mod plain_qemu;
@@ -48,7 +49,7 @@ const PACKAGES: &[&str] = &[
 ];
 
 /// Raised when the way of building changes without any input of [`recipe_hash`] changing.
-const RECIPE_VERSION: u32 = 2;
+const RECIPE_VERSION: u32 = 3;
 
 /// Files of a built guest, by their names in its folder.
 const KERNEL: &str = "vmlinuz";
@@ -56,6 +57,7 @@ const INITRD: &str = "initrd.img";
 const DISK_VHD: &str = "disk.vhd";
 const SSH_KEY: &str = "id_ed25519";
 const SSH_HOST_KEY: &str = "host_ed25519.pub";
+const LICENCES: &str = "licences.txt";
 
 /// What the kernel is told whoever runs it. An emulated CPU does not speculate, so that mitigations would only cost.
 /// Memory is cleared when it is freed and not when it is taken, which costs the same and leaves free memory zero: a
@@ -143,6 +145,15 @@ pub fn build(cache: &Path, progress: &dyn Fn(&str)) -> Result<SessionGuest> {
     Ok(SessionGuest::in_folder(&folder))
 }
 
+/// The session guest of a folder that it was copied to, verified.
+///
+/// # Errors
+/// When it is not as it was built.
+pub fn open(folder: &Path) -> Result<SessionGuest> {
+    Manifest::read(folder)?.verify(folder)?;
+    Ok(SessionGuest::in_folder(folder))
+}
+
 /// Removes guests and bootable images that nobody has used for long. The lock must be held.
 fn remove_old(cache: &Path) -> Result<()> {
     for prefix in ["session-", "hypervisor-"] {
@@ -197,6 +208,7 @@ fn build_in(
     fs::write(result.join(SSH_HOST_KEY), &keys.host_public)?;
     rootfs::configure(&sh, &root, &keys)?;
     initrd::write(&sh, &root, &kernel, &result.join(INITRD))?;
+    licences::write(&root, &result.join(LICENCES))?;
     rootfs::prune(&root)?;
 
     progress("session guest: disk");

@@ -201,6 +201,7 @@ impl Build {
             host_memory_mib: self.host_memory,
             fast_boot: self.fast_boot,
             image: self.image.clone(),
+            first_image: None,
             seed: self.seed.unwrap_or_else(|| fastrand::u64(..)),
             capture: self.capture,
             guests: vec![assembly::GuestChoice::default()],

@@ -79,6 +79,9 @@ pub struct RunArguments {
     /// Use this bootable image (an ISO, or an ELF with --fast-boot) instead of building one
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
+    /// Boot h1 from this image, as of the last release: guests move between versions
+    #[arg(long, value_name = "FILE")]
+    pub old_image: Option<PathBuf>,
     /// Also write the report's JSON here
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -125,6 +128,9 @@ pub struct RunOneArguments {
     /// See `elab run`
     #[arg(long)]
     pub image: Option<PathBuf>,
+    /// See `elab run`
+    #[arg(long)]
+    pub old_image: Option<PathBuf>,
 }
 
 /// A breakpoint in words: the event's kind, and for some kinds what it must say.
@@ -347,6 +353,7 @@ fn image(arguments: &RunArguments) -> Result<PathBuf> {
         host_memory_mib: 0,
         fast_boot: arguments.fast_boot,
         image: arguments.image.clone(),
+        first_image: None,
         seed: 0,
         capture: false,
         guests: Vec::new(),
@@ -391,6 +398,9 @@ fn jobs_of(
                 ("--image", image.display().to_string()),
             ] {
                 words.extend([option.to_owned(), value]);
+            }
+            if let Some(old) = &arguments.old_image {
+                words.extend(["--old-image".to_owned(), old.display().to_string()]);
             }
             for setting in &variant.settings {
                 words.extend(["--set".to_owned(), setting.clone()]);
@@ -462,6 +472,12 @@ fn again(chosen: &Chosen, variant: &Variant, seed: u64, arguments: &RunArguments
     if let Some(image) = &arguments.image {
         words.push(format!("--image {}", quoted(&image.display().to_string())));
     }
+    if let Some(old) = &arguments.old_image {
+        words.push(format!(
+            "--old-image {}",
+            quoted(&old.display().to_string())
+        ));
+    }
     words.join(" ")
 }
 
@@ -511,6 +527,7 @@ pub fn run_one(arguments: RunOneArguments) -> Result<ExitCode> {
         command: arguments.again,
         fast_boot: arguments.fast_boot,
         image: arguments.image,
+        old_image: arguments.old_image,
         keep: arguments.keep,
         capture: arguments.capture,
         step: arguments.step,

@@ -22,6 +22,7 @@ use crate::assembly::{self, Artifacts, Choices, GuestChoice};
 use crate::interrupt::Interrupts;
 use crate::join;
 use crate::lab::Lab;
+use crate::qemu::Boot;
 use crate::run_folder::RUNS;
 
 /// Firmware, GRUB and our own boot, on a machine of factor 1.
@@ -52,6 +53,8 @@ pub struct Order {
     pub fast_boot: bool,
     /// Boot this.
     pub image: Option<PathBuf>,
+    /// Boot the first host from this, of another version.
+    pub old_image: Option<PathBuf>,
     /// Keep heavy evidence whatever the verdict.
     pub keep: bool,
     /// Capture although the scenario does not ask for it.
@@ -86,6 +89,7 @@ pub fn run(order: &Order, interrupts: &Interrupts, progress: &dyn Fn(&str)) -> R
             .unwrap_or(u32::MAX),
         fast_boot: order.fast_boot,
         image: order.image.clone(),
+        first_image: order.old_image.clone(),
         seed: order.seed,
         capture: order.capture || scenario.evidence.capture,
         guests,
@@ -373,6 +377,14 @@ pub fn judge_again(folder: &Path) -> Result<(RunReport, verdict::Judgement, Vec<
 }
 
 fn hash_of_image(artifacts: &Artifacts) -> Result<String> {
-    let path = artifacts.boot.path();
-    evidence::sha256(path).with_context(|| format!("cannot read {}", path.display()))
+    let hash = |boot: &Boot| {
+        let path = boot.path();
+        evidence::sha256(path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    let image = hash(&artifacts.boot)?;
+    Ok(match &artifacts.first {
+        // A pool of two versions is not to be taken for one of either.
+        Some(first) => format!("{image}, h1 {}", hash(first)?),
+        None => image,
+    })
 }

@@ -32,6 +32,7 @@ impl Pool {
             host_memory_mib: 512,
             fast_boot: true,
             image: None,
+            first_image: None,
             seed: 1,
             capture: false,
             guests: vec![GuestChoice::default()],

@@ -58,6 +58,7 @@ impl RealLab {
             host_memory_mib: 768,
             fast_boot: true,
             image: None,
+            first_image: None,
             seed: 1,
             capture: false,
             guests: vec![elab::assembly::GuestChoice::default()],

@@ -219,20 +219,25 @@ impl Release<'_> {
             return text;
         };
         text.push_str(&format!(" {}", first.headline));
-        let rows = Row::of_scenario(first);
-        let Some(row) = rows
-            .iter()
+        let rows = Row::all(self.book);
+        let of_first = || {
+            rows.iter()
+                .filter(|row| row.scenario.title() == first.title())
+        };
+        let Some(row) = of_first()
             .find(|row| row.figure == "longest-echo")
-            .or(rows.first())
+            .or(of_first().next())
         else {
             return text;
         };
+        let title = figure::find(&row.figure).map_or("", |one| one.title);
         for earlier in &self.earlier {
-            let comparison = earlier.compared(std::slice::from_ref(row));
-            if let Some(one) = comparison.figures.first() {
+            // Corrected for all figures, as in the table below it.
+            let comparison = earlier.compared(&rows);
+            let key = row.key();
+            if let Some(one) = comparison.figures.iter().find(|one| one.title == key) {
                 text.push_str(&format!(
-                    " The {} was {:.0} {} with {}: {} (p = {:.3}).",
-                    row.title,
+                    " The {title} was {:.0} {} with {}: {} (p = {:.3}).",
                     one.a.0,
                     row.unit,
                     earlier.name,
