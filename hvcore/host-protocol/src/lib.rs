@@ -26,7 +26,7 @@ pub const PORT: u16 = 7000;
 pub const MIGRATION_PORT: u16 = 7001;
 /// Version of this protocol. A host tells its own and refuses another; so the messages of the greeting,
 /// [`Request::Hello`] and [`Notice::Welcome`], stay as they are in every version.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Longest message either side accepts.
 pub const MAX_MESSAGE: usize = 1 << 20;
 
@@ -171,10 +171,14 @@ pub enum Command {
         vm: VmId,
         /// Path of the VHD below the NFS export.
         path: String,
-        /// The VM runs on here instead. Its disks have new epochs then, so what was written is the guest of that
-        /// moment to look at, and refused to be resumed with them.
+        /// The VM runs on here instead, and its disks are branched at that moment, as by [`Self::Snapshot`]. What was
+        /// written then fits disks that were made from these parents and that nobody has opened.
         keep_running: bool,
     },
+    /// Branch the writable disks of a running VM at one moment: what they hold now stays as it is, and what is written from
+    /// now on goes to an empty child of each. The children were made before, each beside its disk and with `.new` behind
+    /// its name; and each names its parent by another name that the disk has.
+    Snapshot(VmId),
     /// Have a VM run on here from what [`Self::Suspend`] has written. Refused when its disks have been opened
     /// since, by whomever.
     Resume {
@@ -257,6 +261,11 @@ pub enum Reply {
     Ok,
     /// Of [`Command::Status`].
     Status(HostStatus),
+    /// Of [`Command::Snapshot`] and of a [`Command::Suspend`] that keeps the VM running: how long the VM stood still.
+    Snapshot {
+        /// In nanoseconds.
+        pause_ns: u64,
+    },
     /// Of [`Command::HashMemory`]: SHA-256 over the SHA-256 digests of all pages in order.
     Hash([u8; 32]),
     /// Of [`Command::PoolStatus`].

@@ -111,6 +111,11 @@ impl<P: Platform> Host<P> {
                 self.suspend(index, path, keep_running, asker)?;
                 Ok(None)
             }
+            Command::Snapshot(vm) => {
+                let index = self.find(vm)?;
+                self.snapshot(index, asker)?;
+                Ok(None)
+            }
             Command::Resume { path } => {
                 self.restore(path, asker)?;
                 Ok(None)

@@ -56,7 +56,7 @@ use crate::{
     platform::{Nic, Platform, VmHardware},
     scheduler::{SLICE_NS, Scheduler, VcpuId},
     storage::StorageLink,
-    suspend::{Restoration, Suspension},
+    suspend::{Restoration, Snapshotting, Suspension},
     vm::{Guest, Stage, Vm},
 };
 
@@ -108,6 +108,7 @@ pub struct Host<P: Platform> {
     announcements: VecDeque<Announcement>,
     hashing: Option<Hashing>,
     suspension: Option<Suspension>,
+    snapshot: Option<Snapshotting>,
     restoration: Option<Restoration>,
     /// Its part in a pool, once it is told of one.
     availability: Option<Availability>,
@@ -174,6 +175,7 @@ impl<P: Platform> Host<P> {
             announcements: VecDeque::new(),
             hashing: None,
             suspension: None,
+            snapshot: None,
             restoration: None,
             availability: None,
             guests_ran_ns: 0,

@@ -171,6 +171,7 @@ impl<P: Platform> Host<P> {
                     }
                 }
                 Completion::Taken { disk, result } => self.on_taken(disk, &result),
+                Completion::Branched { disk, result } => self.on_branched(disk, &result),
                 Completion::Closed { disk, .. } if self.on_medium_closed(disk) => {}
                 Completion::Closed { disk, result } => self.on_closed(disk, result),
                 Completion::LeaseLost { disk, why } => self.on_lease_lost(disk, why),

@@ -8,7 +8,7 @@ use alloc::{string::String, vec::Vec};
 use nfs3::{
     Data, DirEntry, Encode, FileHandle, Name, Path, SetAttributes, Stability, Status,
     WriteVerifier,
-    lease::{self, AcquireArgs, Mode, Owner, RenewArgs, TakeArgs},
+    lease::{self, AcquireArgs, Mode, Owner, RenewArgs, ReplaceArgs, TakeArgs},
     mount, nfs,
     rpc::{self, Credentials, Procedure},
     xdr::padding,
@@ -104,6 +104,23 @@ pub enum Call {
         /// Time to live.
         ttl_ms: u32,
     },
+    /// Put another file in the place of one whose lease we have.
+    Replace {
+        /// Handle of the lease.
+        object: FileHandle,
+        /// Directory of both files.
+        dir: FileHandle,
+        /// Name of the file.
+        name: String,
+        /// Name of the other one until then.
+        successor: String,
+        /// Another name of the file, which it keeps.
+        kept: String,
+        /// For whom.
+        owner: String,
+        /// Time to live.
+        ttl_ms: u32,
+    },
     /// Prolong a lease.
     Renew {
         /// Handle of the lease.
@@ -155,7 +172,7 @@ pub enum Reply {
         /// Of the server's instance.
         verifier: WriteVerifier,
     },
-    /// Of ACQUIRE and TAKE.
+    /// Of ACQUIRE, TAKE and REPLACE.
     Granted {
         /// Epoch of the lease.
         epoch: u64,
@@ -182,6 +199,7 @@ impl Call {
             Self::Null
                 | Self::Acquire { .. }
                 | Self::Take { .. }
+                | Self::Replace { .. }
                 | Self::Renew { .. }
                 | Self::Release { .. }
         )
@@ -203,6 +221,7 @@ impl Call {
         | Self::Write { file, .. }
         | Self::Commit { file }
         | Self::Renew { object: file, .. }
+        | Self::Replace { object: file, .. }
         | Self::Release { object: file }) = self
         else {
             return;
@@ -295,6 +314,26 @@ impl Call {
                     ttl_ms: *ttl_ms,
                 },
             ),
+            Self::Replace {
+                object,
+                dir,
+                name,
+                successor,
+                kept,
+                owner,
+                ttl_ms,
+            } => small::<lease::Replace>(
+                xid,
+                as_whom,
+                &ReplaceArgs {
+                    object: *object,
+                    file: entry(dir, name),
+                    successor: Name(successor.as_bytes()),
+                    kept: Name(kept.as_bytes()),
+                    owner: Owner(owner.as_bytes()),
+                    ttl_ms: *ttl_ms,
+                },
+            ),
             Self::Renew { object, ttl_ms } => small::<lease::Renew>(
                 xid,
                 as_whom,
@@ -366,6 +405,7 @@ impl Call {
             }
             Self::Acquire { .. } => granted(reply.results::<lease::Acquire>()?),
             Self::Take { .. } => granted(reply.results::<lease::Take>()?),
+            Self::Replace { .. } => granted(reply.results::<lease::Replace>()?),
             Self::Renew { .. } => match reply.results::<lease::Renew>()?.0 {
                 Ok(_) => Ok(Reply::Renewed),
                 Err(refused) => Err(refusal(refused)),

@@ -90,6 +90,14 @@ pub enum Completion {
         /// The lease's new epoch.
         result: Result<u64, StorageError>,
     },
+    /// Of [`crate::Storage::branch_disk`]. After `Ok` all that was written is in the parent, and what is written goes to the
+    /// child.
+    Branched {
+        /// The disk.
+        disk: DiskId,
+        /// The epoch of the child's lease. After an error the disk is as it was, or [`Completion::LeaseLost`] follows.
+        result: Result<u64, StorageError>,
+    },
     /// Of [`crate::Storage::close_disk`]: the disk's data is stable, its lease released, its id gone.
     Closed {
         /// The disk.

@@ -15,7 +15,7 @@ pub struct DiskState {
     pub version: u16,
     /// Path below the export.
     pub path: String,
-    /// Epoch of the lease that the new owner takes over.
+    /// Epoch of the lease that the new owner takes over; 0 if nobody has ever had one.
     pub epoch: u64,
     /// Size as the guest sees it.
     pub bytes: u64,

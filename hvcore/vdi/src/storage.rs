@@ -14,7 +14,7 @@ use crate::{
     opening::{self, Opening, Purpose},
     request::{Access, Completion, DiskId, Op, Token},
     state::DiskState,
-    tag::{FileJob, OpenJob, Tag},
+    tag::{DiskJob, FileJob, OpenJob, Tag},
 };
 
 const NS_PER_MS: u64 = 1_000_000;
@@ -322,7 +322,7 @@ impl Storage {
     /// Takes the lease over, in one round trip, if its epoch is still `expected_epoch`: the commit point of a
     /// migration. Ends in [`Completion::Taken`]. The old owner, drained, may call it too, with its own epoch, to
     /// find out whether the hand-over happened: if this succeeds it did not, and no longer can; if not,
-    /// [`Completion::LeaseLost`] follows.
+    /// [`Completion::LeaseLost`] follows. An epoch of 0 stands for a disk that nobody has ever opened.
     ///
     /// It is retried until the server answers; there is no time-out after which the outcome is unknown.
     pub fn take_lease(&mut self, disk: DiskId, expected_epoch: u64, now_ns: u64) {
@@ -333,6 +333,50 @@ impl Storage {
                 reason: "there is no such disk",
             });
             self.done.push_back(Completion::Taken { disk, result });
+        }
+    }
+
+    /// The vCPUs are stopped: brings the disk to where [`branch_disk`](Self::branch_disk) works, which is when
+    /// [`is_settled`](Self::is_settled): all that was written is on stable storage.
+    pub fn settle(&mut self, disk: DiskId, now_ns: u64) {
+        self.with_disk(disk, now_ns, Disk::settle);
+    }
+
+    /// Whether nothing is in flight and everything is on stable storage.
+    #[must_use]
+    pub fn is_settled(&self, disk: DiskId) -> bool {
+        self.disks.get(&disk).is_some_and(Disk::is_settled)
+    }
+
+    /// Whether a commit is under way.
+    #[must_use]
+    pub fn is_committing(&self, disk: DiskId) -> bool {
+        self.disks.get(&disk).is_some_and(Disk::is_committing)
+    }
+
+    /// Identity of the disk's parent; nil without one.
+    #[must_use]
+    pub fn parent_of(&self, disk: DiskId) -> [u8; 16] {
+        self.disks.get(&disk).map_or([0; 16], Disk::parent)
+    }
+
+    /// Puts an empty child of the disk, prepared under a name of its own, in the disk's place at the server: name, lease, and
+    /// what is written from now on. The disk's file becomes the child's parent, under the name that the child has for it.
+    /// Ends in [`Completion::Branched`]; the child's id is gone then.
+    pub fn branch_disk(&mut self, disk: DiskId, child: DiskId, now_ns: u64) {
+        let request = match (self.disks.get(&disk), self.disks.get(&child)) {
+            (Some(disk), Some(empty)) => disk.ask_to_branch(child, empty),
+            _ => Err("there is no such disk"),
+        };
+        match request {
+            Ok(call) => {
+                self.with_disk(disk, now_ns, |disk, cx| disk.branch(child, call, cx));
+            }
+            Err(reason) => {
+                let path = self.disks.get(&disk).map_or("", Disk::path).into();
+                let result = Err(StorageError::Unusable { path, reason });
+                self.done.push_back(Completion::Branched { disk, result });
+            }
         }
     }
 
@@ -382,6 +426,12 @@ impl Storage {
             match tag {
                 Tag::File(token, job) => self.on_file(token, job, answer),
                 Tag::Open(token, job) => self.on_opening(token, job, answer, now_ns),
+                Tag::Disk(disk, DiskJob::Replace { child, sent_ns }) => {
+                    let child = self.disks.remove(&child);
+                    self.with_disk(disk, now_ns, |disk, cx| {
+                        disk.on_replaced(child, sent_ns, answer, cx);
+                    });
+                }
                 Tag::Disk(disk, job) => {
                     self.with_disk(disk, now_ns, |disk, cx| disk.on_answer(job, answer, cx));
                 }

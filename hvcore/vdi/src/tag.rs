@@ -67,6 +67,8 @@ pub(crate) enum DiskJob {
     Take { expected_epoch: u64, sent_ns: u64 },
     /// Take it from ourselves, see [`crate::disk`].
     Fence { expected_epoch: u64, sent_ns: u64 },
+    /// Put this prepared disk in its place.
+    Replace { child: DiskId, sent_ns: u64 },
     /// Give it back.
     Release,
 }

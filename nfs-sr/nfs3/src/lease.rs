@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 
 use crate::{
     rpc::procedures,
-    types::{DirEntry, FileHandle, Path},
+    types::{DirEntry, FileHandle, Name, Path},
     xdr::{Decode, Decoder, Encode, List, Malformed, xdr_bytes, xdr_enum, xdr_struct},
 };
 
@@ -43,6 +43,9 @@ procedures!(PROGRAM, VERSION, {
     ListAll = 6: () => Listing<'a>,
     /// Takes a lease away from its holder, whose handles become stale. For operators.
     Break = 7: DirEntry<'a> => LeaseResult<'a, Holding<'a>>,
+    /// Puts another file in the place of one that the caller has a lease of, lease included: a disk is branched while it is
+    /// in use.
+    Replace = 8: ReplaceArgs<'a> => LeaseResult<'a, Grant<'a>>,
 });
 
 xdr_bytes!(
@@ -181,6 +184,26 @@ xdr_struct!(
         /// Succeeds only if this is the epoch; it then grows by one. Repeating a TAKE that succeeded
         /// gives the same answer as long as nothing else has happened to the lease.
         expected_epoch: u64,
+        /// Time to live.
+        ttl_ms: u32,
+    }
+);
+
+xdr_struct!(
+    /// Arguments of REPLACE.
+    #[derive(Copy)]
+    ReplaceArgs<'a> {
+        /// The handle that the lease of the file was granted with. That lease stays: its holder gives it back.
+        object: FileHandle,
+        /// The file's name, which its successor is to have. Repeating a REPLACE that succeeded gives the same answer as
+        /// long as nothing else has happened to the lease.
+        file: DirEntry<'a>,
+        /// Name of the successor, in the same directory. It must be nobody else's.
+        successor: Name<'a>,
+        /// Another name of the file itself, so that it cannot be lost.
+        kept: Name<'a>,
+        /// For whom.
+        owner: Owner<'a>,
         /// Time to live.
         ttl_ms: u32,
     }

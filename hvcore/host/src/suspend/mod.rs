@@ -8,18 +8,23 @@
 //! | 0-7 | magic `ELABCKPT` |
 //! | 8-15 | length of the checkpoint in bytes, little-endian |
 //! | 16-23 | its complement |
+//! | 24-31 | how many parents, little-endian; none if the guest did not run on |
+//! | 32- | identity of each, 16 bytes, in the order of the disks |
 //! | 4096- | the checkpoint |
 //!
 //! The header of what was there before is wiped first, and the new one is written when all behind it is on stable storage:
 //! so whatever fails, a disk has a whole checkpoint or none. The guest stands still from its first page to the last. Then
-//! either its host lets go of its disks, or it takes its own leases again and the guest runs on. That moves
-//! their epochs on, and the checkpoint is of no use with these disks any more: memory of one moment with a disk of
-//! another is a damaged guest.
+//! either its host lets go of its disks, or the guest runs on: then its disks were branched at that moment
+//! ([`snapshot`]), and the checkpoint fits new disks made from the same parents. Memory of one moment with a disk of
+//! another is a damaged guest; so the header names the parents, and the epoch in the checkpoint is that of a disk that nobody
+//! has ever opened.
 //!
 //! One operation on the disk is under way at a time: a suspended guest is in nobody's way.
 
+mod branching;
 mod restoring;
 mod saving;
+mod snapshot;
 
 use alloc::{
     string::{String, ToString},
@@ -32,21 +37,44 @@ use crate::{Host, platform::Platform};
 
 pub(crate) use restoring::Restoration;
 pub(crate) use saving::Suspension;
+pub(crate) use snapshot::Snapshotting;
 
 const MAGIC: [u8; 8] = *b"ELABCKPT";
 /// Bytes before the checkpoint.
 const HEADER: usize = 4096;
+/// Where the parents are named.
+const PARENTS: usize = 32;
 /// Bytes of one read or write.
 const CHUNK: usize = 256 << 10;
 /// Pages looked at between two looks at the clock.
 const STRIDE: usize = 16;
 
-fn header(length: u64) -> Vec<u8> {
+/// Identity of a disk's parent.
+type Parent = [u8; 16];
+
+fn header(length: u64, parents: &[Parent]) -> Vec<u8> {
     let mut header = alloc::vec![0; HEADER];
     header[..8].copy_from_slice(&MAGIC);
     header[8..16].copy_from_slice(&length.to_le_bytes());
     header[16..24].copy_from_slice(&(!length).to_le_bytes());
+    header[24..32].copy_from_slice(&(parents.len() as u64).to_le_bytes());
+    for (place, parent) in header[PARENTS..].chunks_exact_mut(16).zip(parents) {
+        place.copy_from_slice(parent);
+    }
     header
+}
+
+/// The parents that a whole header tells.
+fn parents_in(header: &[u8]) -> Vec<Parent> {
+    let count = header.get(24..32).and_then(|bytes| bytes.try_into().ok());
+    let count = count.map_or(0, u64::from_le_bytes);
+    let parents = header
+        .get(PARENTS..)
+        .unwrap_or_default()
+        .as_chunks::<16>()
+        .0;
+    let count = usize::try_from(count).map_or(0, |count| count.min(parents.len()));
+    parents[..count].to_vec()
 }
 
 /// The length that a header tells.
@@ -139,6 +167,9 @@ impl<P: Platform> Host<P> {
                 Err(error.to_string())
             }
         };
+        if self.on_child_opened(token, result) {
+            return true;
+        }
         if let Some(suspension) = &mut self.suspension
             && suspension.medium.awaits(token)
         {
@@ -158,7 +189,6 @@ impl<P: Platform> Host<P> {
 
     /// Routes the answer about a lease to what asked for it.
     pub(crate) fn on_suspension_taken(&mut self, vm: u32, result: &Result<u64, StorageError>) {
-        self.with_suspension(|one, host| !one.is_of(vm) || one.on_taken(host, result));
         self.with_restoration(|one, host| !one.is_of(vm) || one.on_taken(host, result));
     }
 
@@ -195,6 +225,7 @@ impl<P: Platform> Host<P> {
     pub(crate) fn advance_suspensions(&mut self) {
         self.with_suspension(Suspension::advance);
         self.with_restoration(Restoration::advance);
+        self.with_snapshot(Snapshotting::advance);
     }
 
     /// Does what needs CPU time. False when there is nothing.
@@ -235,11 +266,17 @@ mod tests {
 
     #[test]
     fn only_a_whole_header_tells_a_length() {
-        let good = header(1000);
+        let good = header(1000, &[]);
         assert_eq!(length_in(&good, 8192), Ok(1000));
         assert!(length_in(&good, 4096 + 999).is_err(), "beyond the disk");
         assert!(length_in(&[0; HEADER], 8192).is_err());
         assert!(length_in(&good[..20], 8192).is_err());
+        assert_eq!(parents_in(&good), [[0; 16]; 0]);
+        assert_eq!(
+            parents_in(&header(1, &[[1; 16], [2; 16]])),
+            [[1; 16], [2; 16]]
+        );
+        assert_eq!(parents_in(&[0xff; 64]).len(), 2, "as many as there can be");
         for byte in 0..24 {
             let mut damaged = good.clone();
             damaged[byte] ^= 1;

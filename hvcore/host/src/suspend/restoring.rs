@@ -13,7 +13,7 @@ use host_protocol::Reply;
 use migration::{CheckpointReader, CheckpointStep, DestinationVm as _, FinalState};
 use vdi::{Access, Op, StorageError};
 
-use super::{CHUNK, HEADER, Medium, length_in};
+use super::{CHUNK, HEADER, Medium, Parent, length_in, parents_in};
 use crate::{Host, migrate::ArrivingVm, platform::Platform, vm::Asker};
 
 #[derive(Debug)]
@@ -38,6 +38,8 @@ pub(crate) struct Restoration {
     vm: Option<u32>,
     state: State,
     reader: CheckpointReader,
+    /// What its disks must have been made from, if they are new.
+    parents: Vec<Parent>,
     /// Bytes of the checkpoint, and how many have been read.
     length: u64,
     read: u64,
@@ -86,6 +88,7 @@ impl Restoration {
             (State::ReadingHeader, Ok(bytes)) => match length_in(&bytes, self.medium.bytes()) {
                 Ok(length) => {
                     self.length = length;
+                    self.parents = parents_in(&bytes);
                     self.state = State::Loading;
                 }
                 Err(why) => self.close(host, Err(why)),
@@ -139,6 +142,7 @@ impl Restoration {
             }
             CheckpointStep::Loaded => {}
             CheckpointStep::End(state) => {
+                self.check_parents(host)?;
                 let mut guest = self.guest(host);
                 guest.restore(&state.snapshot, &state.disks)?;
                 if !guest.take_lease() {
@@ -148,6 +152,23 @@ impl Restoration {
             }
         }
         Ok(())
+    }
+
+    /// Memory goes on with the disks of its moment only.
+    fn check_parents<P: Platform>(&mut self, host: &mut Host<P>) -> Result<(), String> {
+        let index = self.vm.and_then(|number| host.index_of(number));
+        let vm = &host.vms[index.ok_or("the VM was destroyed")?];
+        let storage = host.storage.peek();
+        let writable = vm
+            .disks
+            .iter()
+            .flatten()
+            .filter(|(_, info)| !info.read_only);
+        let found: Vec<Parent> = writable.map(|(disk, _)| storage.parent_of(*disk)).collect();
+        match self.parents.is_empty() || self.parents == found {
+            true => Ok(()),
+            false => Err("its disks are not made from what they were then, so the guest's memory does not fit them; revert the VM to that moment first".to_string()),
+        }
     }
 
     /// Looks at what no answer tells.
@@ -232,6 +253,7 @@ impl<P: Platform> Host<P> {
             vm: None,
             state: State::Opening,
             reader: CheckpointReader::default(),
+            parents: Vec::new(),
             length: 0,
             read: 0,
         });

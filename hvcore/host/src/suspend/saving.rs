@@ -4,13 +4,14 @@ use alloc::{
     format,
     string::{String, ToString},
     vec,
+    vec::Vec,
 };
 
 use host_protocol::{Reply, StopReason};
 use migration::{CheckpointWriter, FinalState, SourceVm as _};
-use vdi::{Access, Op, StorageError};
+use vdi::{Access, Op};
 
-use super::{CHUNK, HEADER, Medium, STRIDE, header};
+use super::{CHUNK, HEADER, Medium, Parent, STRIDE, branching::Branching, header};
 use crate::{
     Host,
     migrate::DepartingVm,
@@ -20,6 +21,8 @@ use crate::{
 
 /// The guest's disk I/O must end within this time, or it runs on.
 const DRAIN_TIMEOUT_NS: u64 = 3_000_000_000;
+/// The children of its disks must be open within this time.
+const OPEN_TIMEOUT_NS: u64 = 10_000_000_000;
 
 #[derive(Debug)]
 enum State {
@@ -27,6 +30,10 @@ enum State {
     /// The header of what was there is being overwritten.
     Wiping,
     FlushingWipe,
+    /// Children of the guest's disks are being opened.
+    AwaitingChildren {
+        deadline_ns: u64,
+    },
     /// The guest stands still, and its disks end what they have begun.
     Draining {
         deadline_ns: u64,
@@ -37,10 +44,8 @@ enum State {
     FlushingPages,
     WritingHeader,
     FlushingHeader,
-    /// The disk is closed, and the guest ends here or takes its lease again.
+    /// The disk is being closed; then the guest ends here, unless it has run on since.
     Closing,
-    /// The lease is being taken again.
-    Reclaiming,
     /// It has failed, and the disk is being closed.
     Failing,
 }
@@ -48,9 +53,13 @@ enum State {
 /// A VM that is being suspended.
 pub(crate) struct Suspension {
     vm: u32,
-    keep_running: bool,
     asker: Asker,
     pub(super) medium: Medium,
+    /// The guest's disks, if it is to run on.
+    pub(super) branching: Option<Branching>,
+    parents: Vec<Parent>,
+    stopped_ns: u64,
+    pause_ns: u64,
     state: State,
     writer: Option<CheckpointWriter>,
     /// Bytes of the checkpoint that are written.
@@ -108,13 +117,18 @@ impl Suspension {
         }
         match self.state {
             State::Wiping => self.submit(host, Op::Flush, State::FlushingWipe),
-            State::FlushingWipe => return self.stop_guest(host),
+            State::FlushingWipe => {
+                self.state = State::AwaitingChildren {
+                    deadline_ns: host.platform.now_ns() + OPEN_TIMEOUT_NS,
+                };
+                return self.advance(host);
+            }
             State::Writing if self.writer.as_ref().is_some_and(CheckpointWriter::is_done) => {
                 self.submit(host, Op::Flush, State::FlushingPages);
             }
             State::Writing => self.state = State::Gathering,
             State::FlushingPages => {
-                let data = header(self.written);
+                let data = header(self.written, &self.parents);
                 self.submit(host, Op::Write { offset: 0, data }, State::WritingHeader);
             }
             State::WritingHeader => self.submit(host, Op::Flush, State::FlushingHeader),
@@ -136,8 +150,9 @@ impl Suspension {
             return self.fail(host, "the VM is not running any more".to_string());
         }
         host.report_state(index);
+        self.stopped_ns = host.platform.now_ns();
         self.state = State::Draining {
-            deadline_ns: host.platform.now_ns() + DRAIN_TIMEOUT_NS,
+            deadline_ns: self.stopped_ns + DRAIN_TIMEOUT_NS,
         };
         self.writer = Some(CheckpointWriter::new(&host.vms[index].config));
         self.advance(host)
@@ -147,13 +162,32 @@ impl Suspension {
     pub(super) fn advance<P: Platform>(&mut self, host: &mut Host<P>) -> bool {
         let now = host.platform.now_ns();
         match self.state {
+            State::AwaitingChildren { deadline_ns } => {
+                let branching = self.branching.as_ref();
+                if let Some(why) = branching.and_then(Branching::failure).cloned() {
+                    return self.fail(host, why);
+                }
+                if branching.is_none_or(|branching| branching.is_ready(host)) {
+                    return self.stop_guest(host);
+                }
+                if deadline_ns <= now {
+                    let why = "children of its disks could not be opened in time";
+                    return self.fail(host, why.to_string());
+                }
+            }
             State::Draining { deadline_ns } => {
-                let Some(mut guest) = self.guest(host) else {
+                if self.guest(host).is_none() {
                     return self.fail(host, "the VM was ended".to_string());
-                };
-                if guest.drain() {
+                }
+                let branching = self.branching.as_ref();
+                if let Some(why) = branching.and_then(Branching::failure).cloned() {
+                    return self.fail(host, why);
+                }
+                // Once the server was asked, only its answer counts.
+                let asked = branching.is_some_and(Branching::is_asked);
+                if self.is_drained(host) {
                     self.state = State::Gathering;
-                } else if deadline_ns <= now {
+                } else if deadline_ns <= now && !asked {
                     return self.fail(host, "its disk I/O did not end in time".to_string());
                 }
             }
@@ -168,6 +202,20 @@ impl Suspension {
         true
     }
 
+    /// Whether the guest's disks are where they are to be.
+    fn is_drained<P: Platform>(&mut self, host: &mut Host<P>) -> bool {
+        let Some(mut branching) = self.branching.take() else {
+            return self.guest(host).is_some_and(|mut guest| guest.drain());
+        };
+        let branched = branching.advance(host);
+        self.parents = branching.parents(host);
+        self.branching = Some(branching);
+        // A request whose end the guest does not know yet would never end for the copy of it.
+        let index = host.index_of(self.vm);
+        let guest = index.and_then(|index| host.vms[index].guest());
+        branched && guest.is_some_and(|guest| guest.machine.disk_in_flight() == 0)
+    }
+
     /// Gathers pages for the next write. False when there is nothing to do.
     pub(super) fn work<P: Platform>(&mut self, host: &mut Host<P>, until_ns: u64) -> bool {
         if !matches!(self.state, State::Gathering) {
@@ -176,6 +224,7 @@ impl Suspension {
         let Some(mut writer) = self.writer.take() else {
             return false;
         };
+        let keeps_running = self.branching.is_some();
         let Some(mut guest) = self.guest(host) else {
             self.fail(host, "the VM was ended".to_string());
             return true;
@@ -186,12 +235,18 @@ impl Suspension {
             }
             if writer.add_pages(guest.memory(), STRIDE) {
                 match guest.disks() {
-                    Ok(disks) => writer.end(FinalState {
-                        snapshot: guest.snapshot(),
-                        disks,
-                        transit_ns: 0,
-                        hash: None,
-                    }),
+                    Ok(mut disks) => {
+                        if keeps_running {
+                            // Those that it will find were made for it, and nobody has opened them.
+                            disks.iter_mut().flatten().for_each(|disk| disk.epoch = 0);
+                        }
+                        writer.end(FinalState {
+                            snapshot: guest.snapshot(),
+                            disks,
+                            transit_ns: 0,
+                            hash: None,
+                        });
+                    }
                     Err(why) => {
                         self.fail(host, why);
                         return true;
@@ -202,6 +257,7 @@ impl Suspension {
                 break None;
             }
         };
+        let is_done = writer.is_done();
         self.writer = Some(writer);
         if let Some(mut data) = chunk {
             let offset = HEADER as u64 + self.written;
@@ -218,46 +274,28 @@ impl Suspension {
             }
             self.submit(host, Op::Write { offset, data }, State::Writing);
         }
+        if is_done && keeps_running {
+            self.resume_guest(host);
+            self.pause_ns = host.platform.now_ns() - self.stopped_ns;
+        }
         true
     }
 
     /// The checkpoint is whole.
     fn end<P: Platform>(&mut self, host: &mut Host<P>) -> bool {
-        let keep_running = self.keep_running;
-        let Some(mut guest) = self.guest(host) else {
+        if self.branching.is_some() {
+            let pause_ns = self.pause_ns;
+            host.answer(self.asker, Ok(Reply::Snapshot { pause_ns }));
+            return false;
+        }
+        if self.guest(host).is_none() {
             host.answer(self.asker, Err("the VM was ended".to_string()));
             return false;
-        };
-        if keep_running {
-            guest.reclaim();
-            self.state = State::Reclaiming;
-            return true;
         }
         if let Some(index) = host.index_of(self.vm) {
             host.vms[index].asker = Some(self.asker);
             host.close(index, Some(StopReason::Suspended), Ok(()));
         }
-        false
-    }
-
-    /// The answer to taking the lease again. True when it was asked for here.
-    pub(super) fn on_taken<P: Platform>(
-        &mut self,
-        host: &mut Host<P>,
-        result: &Result<u64, StorageError>,
-    ) -> bool {
-        if !matches!(self.state, State::Reclaiming) {
-            return true;
-        }
-        let answer = match result {
-            Ok(_) => {
-                self.resume_guest(host);
-                Ok(Reply::Ok)
-            }
-            // The disk itself reports that its lease is lost, and the VM ends with that.
-            Err(error) => Err(format!("the guest's disk could not be kept: {error}")),
-        };
-        host.answer(self.asker, answer);
         false
     }
 
@@ -274,6 +312,9 @@ impl Suspension {
     /// Gives up; the guest runs on.
     fn fail<P: Platform>(&mut self, host: &mut Host<P>, why: String) -> bool {
         self.resume_guest(host);
+        if let Some(branching) = &mut self.branching {
+            branching.discard(host);
+        }
         self.failure.get_or_insert(why);
         let now = host.platform.now_ns();
         self.medium.close(host.storage.storage(), now);
@@ -295,28 +336,8 @@ impl<P: Platform> Host<P> {
         keep_running: bool,
         asker: Asker,
     ) -> Result<(), String> {
+        self.may_be_branched(index)?;
         let vm = &self.vms[index];
-        let name = &vm.config.name;
-        if !matches!(vm.stage, Stage::Running(_)) {
-            return Err(format!(
-                "VM {name} is not running, and only a running VM can be suspended"
-            ));
-        }
-        if self.is_departing(vm.number) {
-            return Err(format!(
-                "VM {name} is being migrated; suspend it before or after"
-            ));
-        }
-        if self.suspension.is_some() {
-            return Err(format!(
-                "VM {name}: this host is suspending a VM already; ask again when that is done"
-            ));
-        }
-        if !vm.config.disks.iter().any(|disk| !disk.read_only) {
-            return Err(format!(
-                "VM {name} has no writable disk, and so no lease that could tell whether it has run on since"
-            ));
-        }
         let number = vm.number;
         let now = self.platform.now_ns();
         let token = self
@@ -325,9 +346,12 @@ impl<P: Platform> Host<P> {
             .open_disk(&path, Access::ReadWrite, now);
         self.suspension = Some(Suspension {
             vm: number,
-            keep_running,
             asker,
             medium: Medium::new(path, token),
+            branching: keep_running.then(|| Branching::begin(self, index)),
+            parents: Vec::new(),
+            stopped_ns: 0,
+            pause_ns: 0,
             state: State::Opening,
             writer: None,
             written: 0,
@@ -337,10 +361,12 @@ impl<P: Platform> Host<P> {
         Ok(())
     }
 
-    /// Whether a VM is being suspended.
+    /// Whether a VM is being suspended, or a snapshot of it taken.
     pub(crate) fn is_being_suspended(&self, number: u32) -> bool {
-        self.suspension
+        let suspended = self
+            .suspension
             .as_ref()
-            .is_some_and(|suspension| suspension.is_of(number))
+            .is_some_and(|one| one.is_of(number));
+        suspended || self.snapshot.as_ref().is_some_and(|one| one.is_of(number))
     }
 }

@@ -5,10 +5,13 @@
 //! anything is repeated we take the lease from ourselves: the new handle carries a new epoch, and what comes late
 //! under the old one is refused. (The server's duplicate request cache cannot help: it does not cover writes.)
 
-use alloc::{borrow::ToOwned, string::ToString};
+use alloc::{
+    borrow::ToOwned,
+    string::{String, ToString},
+};
 
 use nfs_client::{Call, CallError, LeaseRefusal, Reply};
-use nfs3::lease::LeaseStatus;
+use nfs3::lease::{LeaseStatus, Mode};
 
 use super::{Context, Disk, Phase};
 use crate::{
@@ -55,6 +58,10 @@ impl Lease {
             renew_at_ns: Some(sent_ns + ttl_ns / 3),
         }
     }
+
+    pub fn renew_soon(&mut self, now_ns: u64) {
+        self.renew_at_ns = Some(now_ns);
+    }
 }
 
 impl Disk {
@@ -99,7 +106,7 @@ impl Disk {
     }
 
     /// A renewal under the old handle would be refused once the lease is taken.
-    fn stop_renewing(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn stop_renewing(&mut self, cx: &mut Context<'_>) {
         let id = self.id;
         cx.client
             .forget(|tag| matches!(tag, Tag::Disk(disk, DiskJob::Renew { .. }) if *disk == id));
@@ -219,7 +226,19 @@ impl Disk {
             expected_epoch,
             sent_ns: cx.now_ns,
         };
-        self.call(job, self.take_call(expected_epoch), cx);
+        let call = match expected_epoch {
+            // There is nothing to take over; whether it is the first lease, the answer tells.
+            0 => Call::Acquire {
+                dir: self.dir,
+                name: self.name.clone(),
+                owner: self.owner.clone(),
+                mode: Mode::Exclusive,
+                expected_epoch,
+                ttl_ms: self.ttl_ms,
+            },
+            _ => self.take_call(expected_epoch),
+        };
+        self.call(job, call, cx);
     }
 
     pub(super) fn on_taken(
@@ -231,6 +250,15 @@ impl Disk {
     ) {
         let path = self.path.clone();
         let result = match answer {
+            Ok(Reply::Granted { epoch, object }) if expected == 0 && epoch != 1 => {
+                cx.client.call(Tag::Nobody, Call::Release { object }, None);
+                Err(StorageError::Stale {
+                    path,
+                    holder: String::new(),
+                    epoch: epoch - 1,
+                    expected,
+                })
+            }
             Ok(Reply::Granted { epoch, object }) => {
                 self.layers[0].file = object;
                 self.lease = Some(Lease::new(epoch, sent_ns, self.ttl_ms));

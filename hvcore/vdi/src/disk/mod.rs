@@ -1,5 +1,6 @@
 //! An open disk: its operations, its tables, its commits, its lease.
 
+mod branch;
 mod commit;
 mod handover;
 mod io;
@@ -100,6 +101,8 @@ pub(crate) struct Disk {
     tables: Tables,
     commit: Commit,
     draining: bool,
+    /// Everything is to be stable, tables included.
+    settling: bool,
     /// The last writes before closing failed.
     close_error: Option<IoError>,
     /// Blocks allocated since the VM started, see [`crate::DiskState::allocated`].
@@ -138,6 +141,7 @@ impl Disk {
             tables: Tables::new(opened.footer_missing),
             commit: Commit::default(),
             draining: false,
+            settling: false,
             close_error: None,
             allocated: Vec::new(),
         }
@@ -176,6 +180,7 @@ impl Disk {
             return;
         }
         self.draining = false;
+        self.settling = false;
         match op {
             Op::Flush => self.flushes.push_back(Flush {
                 id,
@@ -219,6 +224,7 @@ impl Disk {
         self.retry_held(cx);
         self.advance_tables(cx);
         self.advance_commit(cx);
+        self.advance_settling(cx);
         self.advance_close(cx);
     }
 
@@ -270,6 +276,9 @@ impl Disk {
                 self.on_fenced(expected_epoch, sent_ns, answer, cx);
             }
             DiskJob::Release => self.on_released(answer, cx),
+            DiskJob::Replace { .. } => {
+                unreachable!("it concerns two disks, so it is not given to one")
+            }
         }
         self.advance(cx);
     }
@@ -411,7 +420,10 @@ fn concerns_lease(job: &DiskJob, why: &CallError) -> bool {
         DiskJob::Read { layer, .. } | DiskJob::LoadBitmap { layer, .. } => *layer == 0,
         DiskJob::Write { .. } | DiskJob::Commit => true,
         DiskJob::Renew { .. } => return matches!(why, CallError::Lease(_)),
-        DiskJob::Take { .. } | DiskJob::Fence { .. } | DiskJob::Release => false,
+        DiskJob::Take { .. }
+        | DiskJob::Fence { .. }
+        | DiskJob::Replace { .. }
+        | DiskJob::Release => false,
     };
     on_leaf
         && matches!(

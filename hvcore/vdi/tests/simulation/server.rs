@@ -85,6 +85,8 @@ impl File {
 
 pub struct Server {
     pub files: BTreeMap<String, File>,
+    /// Names of files that are not called as they are kept.
+    pub names: BTreeMap<String, String>,
     pub lies: Lies,
     pub now_ns: u64,
     instance: u64,
@@ -112,6 +114,7 @@ impl Server {
     pub fn new() -> Self {
         Self {
             files: BTreeMap::new(),
+            names: BTreeMap::new(),
             lies: Lies::default(),
             now_ns: 0,
             instance: 1,
@@ -134,7 +137,7 @@ impl Server {
 
     /// A file as readers see it.
     pub fn content(&self, name: &str) -> &[u8] {
-        &self.files[name].live
+        &self.files[&self.file_of(name)].live
     }
 
     /// Stops without warning and starts again.
@@ -222,7 +225,9 @@ impl Server {
                 let name = String::from_utf8_lossy(at.name.0).into_owned();
                 let found = match at.dir.as_bytes() {
                     ROOT if name == "sr" => Some(handle(DIR)),
-                    DIR if self.files.contains_key(&name) => Some(file_handle(&name, 0)),
+                    DIR if self.files.contains_key(&self.file_of(&name)) => {
+                        Some(file_handle(&self.file_of(&name), 0))
+                    }
                     _ => None,
                 };
                 let result = found
@@ -362,6 +367,11 @@ impl Server {
                 });
                 rpc::reply::<lease::Take>(xid, &LeaseResult(result))
             }
+            (lease::PROGRAM, lease::Replace::NUMBER) => {
+                let args = args::<lease::Replace>(call);
+                let result = self.replace(&args);
+                rpc::reply::<lease::Replace>(xid, &LeaseResult(result))
+            }
             (lease::PROGRAM, lease::Renew::NUMBER) => {
                 let renew = args::<lease::Renew>(call);
                 let now = self.now_ns;
@@ -378,6 +388,45 @@ impl Server {
             }
             other => panic!("unexpected procedure {other:?}"),
         }
+    }
+
+    /// What REPLACE does: the successor gets the name, and its lease goes on from that of the file.
+    fn replace<'a>(
+        &mut self,
+        args: &lease::ReplaceArgs<'a>,
+    ) -> Result<Grant<'a>, Refused<'static>> {
+        let text = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
+        let name = text(args.file.name.0);
+        let (file, successor) = (self.file_of(&name), text(args.successor.0));
+        let held = self.reach(&args.object, false).map(|(epoch, _)| epoch);
+        let epoch = held.unwrap_or(0);
+        let object = text(args.object.as_bytes());
+        if object.split_once('/').map(|(_, file)| file) == Some(&file) && epoch != 0 {
+            assert_eq!(self.file_of(&text(args.kept.0)), file, "it would be lost");
+            let child = self.file_of(&successor);
+            self.names.insert(successor, String::new());
+            self.names.insert(name.clone(), child.clone());
+            if let Some(child) = self.files.get_mut(&child) {
+                child.epoch = epoch;
+            }
+            return self.grant(&name, args.owner, args.ttl_ms, |_, _| Ok(()));
+        }
+        let gone = self.file_of(&successor).is_empty();
+        self.grant(&name, args.owner, args.ttl_ms, |file, owner| {
+            if gone && file.owner.as_bytes() == owner {
+                // The answer was lost.
+                file.epoch -= 1;
+                Ok(())
+            } else {
+                Err(LeaseStatus::Stale)
+            }
+        })
+    }
+
+    /// Which file has this name; empty if none has it any more.
+    fn file_of(&self, name: &str) -> String {
+        let other = self.names.get(name);
+        other.map_or(name, String::as_str).to_owned()
     }
 
     /// The file of a handle, if the handle's epoch allows it.
@@ -405,6 +454,7 @@ impl Server {
         may: impl FnOnce(&mut File, &[u8]) -> Result<(), LeaseStatus>,
     ) -> Result<Grant<'a>, Refused<'static>> {
         let now_ns = self.now_ns;
+        let name = &self.file_of(name);
         let Some(file) = self.files.get_mut(name) else {
             return Err(Refused {
                 status: LeaseStatus::NoEnt,

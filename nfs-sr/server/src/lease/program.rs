@@ -1,12 +1,12 @@
 //! The LEASE program on top of the table.
 
-use std::time::Instant;
+use std::{ffi::OsStr, io, sync::Arc, time::Instant};
 
 use nfs3::{
-    DirEntry, FileHandle, FileType, Path,
+    DirEntry, FileHandle, FileType, Name, Path,
     lease::{
         self, Acquire, Break, Get, Grant, Holding, LeaseResult, LeaseStatus, ListAll, Listed,
-        Listing, Owner, Refused, Release, Renew, Take,
+        Listing, Mode, Owner, Refused, Release, Renew, Replace, ReplaceArgs, Take,
     },
     rpc::{Call, Procedure, Refusal as RpcRefusal},
     xdr::List,
@@ -18,7 +18,9 @@ use super::{
     table::Refusal,
 };
 use crate::{
+    durability::sync_now,
     export::User,
+    file_io::Cover,
     handles::Opened,
     node::{Node, os_name},
     server::{Pending, Server, arguments},
@@ -45,7 +47,7 @@ pub fn serve(server: &Server, call: Call<'_>, user: &User, pending: Pending) {
                     now,
                     events,
                 )?;
-                Ok((node, view))
+                still_there(server, &args.file, node, view, now)
             });
             grant::<Acquire>(server, pending, result);
         }),
@@ -56,7 +58,7 @@ pub fn serve(server: &Server, call: Call<'_>, user: &User, pending: Pending) {
                     server
                         .leases
                         .take(&node, args.owner.0, epoch, args.ttl_ms, now, events)?;
-                Ok((node, view))
+                still_there(server, &args.file, node, view, now)
             });
             grant::<Take>(server, pending, result);
         }),
@@ -84,6 +86,9 @@ pub fn serve(server: &Server, call: Call<'_>, user: &User, pending: Pending) {
                 found(&file).and_then(|node| server.leases.break_lease(&node, now, events));
             state::<Break>(pending, result);
         }),
+        Replace::NUMBER => with::<Replace>(call, pending, |pending, args| {
+            grant::<Replace>(server, pending, replace(server, &args, now));
+        }),
         ListAll::NUMBER => {
             let leases = server.leases.list(now);
             let leases = leases.iter().map(|(path, view)| Listed {
@@ -109,11 +114,8 @@ fn with<'a, P: Procedure>(
     }
 }
 
-fn grant<P>(
-    server: &Server,
-    pending: Pending,
-    result: Result<(std::sync::Arc<Node>, View), Refusal>,
-) where
+fn grant<P>(server: &Server, pending: Pending, result: Result<(Arc<Node>, View), Refusal>)
+where
     P: for<'a> Procedure<Reply<'a> = LeaseResult<'a, Grant<'a>>>,
 {
     pending.reply::<P>(&LeaseResult(match &result {
@@ -158,7 +160,7 @@ fn refuse(status: LeaseStatus) -> Refusal {
     }
 }
 
-fn open(server: &Server, handle: &FileHandle) -> Result<(std::sync::Arc<Node>, Opened), Refusal> {
+fn open(server: &Server, handle: &FileHandle) -> Result<(Arc<Node>, Opened), Refusal> {
     let opened = server
         .handles
         .open(handle)
@@ -170,8 +172,85 @@ fn open(server: &Server, handle: &FileHandle) -> Result<(std::sync::Arc<Node>, O
     Ok((node, opened))
 }
 
+/// The file of a lease that was granted, if it still has the name by which it was found. A REPLACE may have come between the
+/// two, and whoever means the name means its successor.
+fn still_there(
+    server: &Server,
+    file: &DirEntry<'_>,
+    node: Arc<Node>,
+    view: View,
+    now: Instant,
+) -> Result<(Arc<Node>, View), Refusal> {
+    if find(server, file).is_ok_and(|found| found.id == node.id) {
+        return Ok((node, view));
+    }
+    server
+        .leases
+        .release(&node, view.epoch, now, &server.events)?;
+    Err(refuse(LeaseStatus::Stale))
+}
+
+fn replace(
+    server: &Server,
+    args: &ReplaceArgs<'_>,
+    now: Instant,
+) -> Result<(Arc<Node>, View), Refusal> {
+    let (node, opened) = open(server, &args.object)?;
+    let beside = |name| DirEntry {
+        dir: args.file.dir,
+        name,
+    };
+    let current = find(server, &args.file)?;
+    if current.id != node.id {
+        // Done already, and the answer was lost; or it is no longer the caller's affair.
+        let view = server.leases.view(current.id, now);
+        let gone = matches!(find(server, &beside(args.successor)), Err(refusal) if refusal.status == LeaseStatus::NoEnt);
+        let done = gone
+            && view.epoch > opened.epoch
+            && view.mode == Mode::Exclusive
+            && view.owner == args.owner.0;
+        return match done {
+            true => Ok((current, view)),
+            false => Err(Refusal {
+                status: LeaseStatus::Stale,
+                view,
+            }),
+        };
+    }
+    let successor = find(server, &beside(args.successor))?;
+    if successor.id == node.id || find(server, &beside(args.kept))?.id != node.id {
+        return Err(refuse(LeaseStatus::Inval));
+    }
+    let (dir, _) = open(server, &args.file.dir)?;
+    let name = |name: Name<'_>| os_name(name.0).map(OsStr::to_owned);
+    let invalid = |_| refuse(LeaseStatus::Inval);
+    let to = name(args.file.name).map_err(invalid)?;
+    let from = name(args.successor).map_err(invalid)?;
+    let kept = name(args.kept).map_err(invalid)?;
+    let path = dir.path().join(&to);
+    let rename = || {
+        rustix::fs::renameat(dir.anchor(), &from, dir.anchor(), &to)?;
+        successor.set_path(path.clone());
+        node.set_path(dir.path().join(&kept));
+        dir.io(&*server.disk)?;
+        sync_now(&*dir, Cover::All, &server.durability)
+            .map_err(|error| io::Error::other(error.to_string()))
+    };
+    let held = (&*node, opened.epoch);
+    let as_whom = (args.owner.0, args.ttl_ms);
+    let view = server.leases.replace(
+        held,
+        (&successor, &path),
+        as_whom,
+        now,
+        &server.events,
+        rename,
+    )?;
+    Ok((successor, view))
+}
+
 /// Only regular files have leases.
-fn find(server: &Server, file: &DirEntry<'_>) -> Result<std::sync::Arc<Node>, Refusal> {
+fn find(server: &Server, file: &DirEntry<'_>) -> Result<Arc<Node>, Refusal> {
     let (dir, _) = open(server, &file.dir)?;
     let name = os_name(file.name.0).map_err(|_| refuse(LeaseStatus::Inval))?;
     let node =

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, RwLock},
     time::{Duration, Instant},
@@ -340,6 +341,89 @@ impl Leases {
             &[],
             0,
         )
+    }
+
+    /// REPLACE: gives the holder of one file's lease that of its successor, then has `rename` put that in its place. No lease
+    /// changes meanwhile, so nobody becomes the owner of a file whose name it has just lost.
+    ///
+    /// The epochs of the name go on rising.
+    pub fn replace(
+        &self,
+        (node, epoch): (&Node, u64),
+        (successor, path): (&Node, &Path),
+        (owner, ttl_ms): (&[u8], u32),
+        now: Instant,
+        events: &Events,
+        rename: impl FnOnce() -> io::Result<()>,
+    ) -> Result<View, Refusal> {
+        let mut journal = self.journal.lock().expect("nothing panics under the lock");
+        let (holds, theirs, known, view) = {
+            let table = self.read();
+            let lease = table.get(&node.id);
+            let next = table.get(&successor.id);
+            let holds = lease.is_some_and(|lease| {
+                lease.mode == Mode::Exclusive
+                    && lease.holder(epoch).is_some_and(|one| one.owner == owner)
+            });
+            let theirs = next.is_some_and(|lease| {
+                let mut holders = lease.holders.iter();
+                holders.any(|one| one.expires > now && one.owner != owner)
+            });
+            let view = lease.map_or(NEVER, |lease| lease.view(now));
+            (holds, theirs, next.map_or(0, |lease| lease.epoch), view)
+        };
+        let refused = |status| Refusal {
+            status,
+            view: view.clone(),
+        };
+        check_ttl(ttl_ms).map_err(refused)?;
+        if !holds {
+            return Err(refused(LeaseStatus::Stale));
+        }
+        if theirs {
+            return Err(refused(LeaseStatus::Held));
+        }
+        let record = Record {
+            id: successor.id,
+            epoch: epoch.max(known) + 1,
+            ttl_ms,
+            change: Change::Exclusive,
+            owner: owner.to_vec(),
+            path: path.to_owned(),
+        };
+        let durable = match journal.has_room(1) {
+            true => Ok(()),
+            false => journal.compact(&snapshot(&self.read())),
+        }
+        .and_then(|()| journal.append(std::slice::from_ref(&record)));
+        let failed = |error: String| {
+            events.report(&Event::StorageFailed {
+                path: path.display().to_string(),
+                error,
+            });
+            refused(LeaseStatus::Io)
+        };
+        durable.map_err(|error| failed(error.to_string()))?;
+        let after = {
+            let _fence = successor
+                .fence
+                .write()
+                .expect("nothing panics under the fence");
+            let mut table = self.table.write().expect("nothing panics under the lock");
+            apply(&mut table, &record, now);
+            table
+                .get(&successor.id)
+                .map_or(NEVER, |lease| lease.view(now))
+        };
+        rename().map_err(|error| failed(error.to_string()))?;
+        events.report(&Event::Lease {
+            path: path.display().to_string(),
+            epoch: record.epoch,
+            owner: String::from_utf8_lossy(owner).into_owned(),
+            change: "transferred",
+            remaining_ms: None,
+        });
+        Ok(after)
     }
 
     /// Decides a change, makes it durable, and only then lets it take effect, with no I/O on the file under way.
