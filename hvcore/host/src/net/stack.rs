@@ -117,6 +117,9 @@ impl Stack {
         socket.set_nagle_enabled(false);
         socket.set_timeout(Some(Duration::from_millis(buffers.timeout_ms)));
         socket.set_keep_alive(Some(KEEP_ALIVE));
+        // A window larger than a slow line's queue is lost in part at every turn: without this, for as long as the
+        // connection lasts (RFC 5681).
+        socket.set_congestion_control(tcp::CongestionControl::Reno);
         self.sockets.add(socket)
     }
 

@@ -4,6 +4,7 @@
 mod availability;
 mod cpu;
 mod lab;
+mod line;
 mod platform;
 mod program;
 mod retries;

@@ -15,6 +15,8 @@ use smoltcp::{
 pub const PORTS: usize = 3;
 pub const LAB: usize = 2;
 const DELAY_NS: u64 = 40_000;
+/// A slow line drops what would wait longer for it.
+const LINE_QUEUE_NS: u64 = 200_000_000;
 
 /// Frames on their way, and which way there is.
 #[derive(Default)]
@@ -23,6 +25,9 @@ pub struct Wire {
     macs: BTreeMap<(Nic, [u8; 6]), usize>,
     /// The hosts cannot reach each other on the management network.
     pub migration_cut: bool,
+    /// Bits a second that the hosts' line on the management network carries, each way.
+    pub migration_rate: Option<u64>,
+    line_free_at: [u64; PORTS],
     pub dead: [bool; PORTS],
 }
 
@@ -40,10 +45,26 @@ impl Wire {
         };
         for port in to {
             let cut = nic == Nic::Management && self.migration_cut && port != LAB && from != LAB;
-            if port != from && !cut {
-                self.queue
-                    .push_back((now + DELAY_NS, port, nic, frame.clone()));
+            if port == from || cut {
+                continue;
             }
+            let mut at = now;
+            if let Some(rate) = self.migration_rate
+                && nic == Nic::Management
+                && port != LAB
+                && from != LAB
+            {
+                let line_free_at = &mut self.line_free_at[from];
+                at = at.max(*line_free_at);
+                if at - now > LINE_QUEUE_NS {
+                    continue;
+                }
+                at += frame.len() as u64 * 8 * 1_000_000_000 / rate;
+                *line_free_at = at;
+            }
+            at += DELAY_NS;
+            let place = self.queue.partition_point(|(other, ..)| *other <= at);
+            self.queue.insert(place, (at, port, nic, frame.clone()));
         }
     }
 
