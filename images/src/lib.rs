@@ -11,3 +11,4 @@ pub mod hypervisor;
 pub mod iso;
 mod retention;
 pub mod standalone;
+pub mod tree;

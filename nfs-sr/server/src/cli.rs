@@ -158,6 +158,18 @@ enum VdiCommand {
         #[arg(long)]
         uuid: Option<Uuid>,
     },
+    /// Make a disk with the contents that another has now, its parents included, and that shares nothing with it; print its file.
+    /// The other must not be open at a host.
+    Copy {
+        /// File of the disk.
+        vdi: PathBuf,
+        /// Directory of the repository that gets the copy; that of the disk if none is given.
+        #[arg(long, value_name = "SR")]
+        to: Option<PathBuf>,
+        /// UUID of the new disk; a random one if none is given.
+        #[arg(long)]
+        uuid: Option<Uuid>,
+    },
     /// Give a disk the contents that another one has now, such as a snapshot of it, at once and without copying. What it held
     /// is gone. Neither must be open at a host.
     Revert {
@@ -316,6 +328,15 @@ fn run_vdi(command: VdiCommand) -> Result<()> {
             guard.hold(&name)?;
             chain::snapshot(&store, disk_uuid(&name)?, new)?;
             println!("{}", directory(&vdi).join(vdi::file_name(new)).display());
+        }
+        VdiCommand::Copy { vdi, to, uuid } => {
+            let (store, name) = split(&vdi)?;
+            let new = uuid.unwrap_or_else(vdi::new_uuid);
+            let target = to.as_deref().unwrap_or(directory(&vdi));
+            let guard = Guard::new(directory(&vdi))?;
+            guard.hold(&name)?;
+            vdi::copy(&store, &name, &Directory::new(target), new)?;
+            println!("{}", target.join(vdi::file_name(new)).display());
         }
         VdiCommand::Revert { vdi, to } => {
             let ((store, name), (_, other)) = (split(&vdi)?, split(&to)?);

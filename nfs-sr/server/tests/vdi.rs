@@ -128,6 +128,34 @@ fn a_snapshot_keeps_what_the_disk_was_and_can_be_flattened() {
 }
 
 #[test]
+fn a_copy_is_equal_shares_nothing_and_costs_what_is_allocated() {
+    let dirs = [(); 2].map(|()| support::power::fast_directory());
+    let [store, other] = dirs.each_ref().map(|dir| Directory::new(dir.path()));
+    let (disk, copy) = (new_uuid(), new_uuid());
+    // At 1 TiB, reading what is not there would take minutes.
+    vdi::create(&store, disk, 1 << 40, DiskKind::Dynamic).expect("created");
+    let write = |offset, byte| {
+        let mut image = Image::open(&store, &file_name(disk)).expect("a good disk");
+        image.write(offset, &[byte; 1024]).expect("written");
+    };
+    write((1 << 39) - 512, 0xaa);
+    chain::snapshot(&store, disk, new_uuid()).expect("snapshot");
+    write(1 << 20, 0xbb);
+    vdi::copy(&store, &file_name(disk), &other, copy).expect("copied");
+    write(1 << 20, 0xcc);
+    let info = vdi::info(&other, &file_name(copy)).expect("a good disk");
+    assert_eq!((info.virtual_size, info.parents.len()), (1 << 40, 0));
+    assert_eq!(info.allocated, 3 * u64::from(vhd::BLOCK));
+    let mut image = Image::open(&other, &file_name(copy)).expect("a good disk");
+    for (offset, expected) in [((1 << 39) - 512, 0xaa), (1 << 20, 0xbb), (0, 0)] {
+        let mut bytes = [1; 1024];
+        image.read(offset, &mut bytes).expect("read");
+        assert_eq!(bytes, [expected; 1024], "at {offset}");
+    }
+    vdi::copy(&store, &file_name(disk), &other, copy).expect_err("it exists");
+}
+
+#[test]
 fn disks_are_exchanged_as_vhd() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let path = |name: &str| dir.path().join(name);

@@ -1,6 +1,6 @@
 //! An open virtual disk and its parents: reading through the chain, writing in the order that survives a crash.
 
-use std::{collections::HashMap, io};
+use std::{collections::HashMap, io, ops::Range};
 
 use vhd::{
     Batmap, Bitmap, Disk, DiskKind, Footer, Header, MAX_CHAIN, Place, SECTOR, Segment, Tables,
@@ -328,6 +328,22 @@ impl<'a, S: Store> Image<'a, S> {
     /// Bytes of the virtual disk.
     pub fn size(&self) -> u64 {
         self.layers[0].disk.size()
+    }
+
+    /// Whether any of the files has blocks for this range. Where none has, there are zeros and nothing to be read.
+    pub fn is_allocated(&self, range: Range<u64>) -> bool {
+        self.layers.iter().any(|layer| {
+            let end = range.end.min(layer.disk.size());
+            match (layer.disk.header(), layer.disk.bat()) {
+                _ if end <= range.start => false,
+                (Some(header), Some(bat)) => {
+                    let block = u64::from(header.block_size);
+                    let mut blocks = range.start / block..end.div_ceil(block);
+                    blocks.any(|block| bat.get(block as u32).is_some())
+                }
+                _ => true,
+            }
+        })
     }
 
     /// Reads whole sectors.

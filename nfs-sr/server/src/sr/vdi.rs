@@ -121,13 +121,36 @@ pub fn import(
             uuid,
             length.max(size.unwrap_or(0)),
             length,
-            |offset, chunk| image.read(offset, chunk),
+            |offset, chunk| read(&mut image, offset, chunk),
         );
     }
     let disk_size = size.unwrap_or(0).max(length);
     fill(store, uuid, disk_size, length, |offset, chunk| {
-        at(&name, file.read_exact_at(chunk, offset))
+        at(&name, file.read_exact_at(chunk, offset)).map(|()| true)
     })
+}
+
+/// Makes a disk with the contents that another has, its parents included, and that shares nothing with it. `target` may be another
+/// repository.
+pub fn copy(
+    store: &impl Store,
+    name: &str,
+    target: &impl Store,
+    uuid: Uuid,
+) -> Result<(), SrError> {
+    let mut image = Image::open(store, name)?;
+    let size = image.size();
+    fill(target, uuid, size, size, |offset, chunk| {
+        read(&mut image, offset, chunk)
+    })
+}
+
+/// Reads a piece of a disk; false if it is all zeros because there is none of it, and nothing was read.
+fn read(image: &mut Image<'_, impl Store>, offset: u64, chunk: &mut [u8]) -> Result<bool, SrError> {
+    if !image.is_allocated(offset..offset + chunk.len() as u64) {
+        return Ok(false);
+    }
+    image.read(offset, chunk).map(|()| true)
 }
 
 /// Writes a disk, its parents included, to a raw image with holes for zeros.
@@ -140,8 +163,7 @@ pub fn export(store: &impl Store, name: &str, raw: &Path) -> Result<(), SrError>
     let mut offset = 0;
     while offset < image.size() {
         let n = (image.size() - offset).min(CHUNK as u64) as usize;
-        image.read(offset, &mut chunk[..n])?;
-        if chunk[..n].iter().any(|byte| *byte != 0) {
+        if read(&mut image, offset, &mut chunk[..n])? && chunk[..n].iter().any(|byte| *byte != 0) {
             at(&raw_name, file.write_all_at(&chunk[..n], offset))?;
         }
         offset += n as u64;
@@ -158,7 +180,7 @@ pub fn export_vhd(store: &impl Store, name: &str, target: &Path) -> Result<(), S
     let extents = extents(size, new_uuid(), DiskKind::Dynamic, &file_name)?;
     publish(&directory, &file_name, |new| {
         copy_to(&directory, new, &extents, size, |offset, chunk| {
-            image.read(offset, chunk)
+            read(&mut image, offset, chunk)
         })
     })
 }
@@ -178,13 +200,14 @@ fn beside(path: &Path) -> Result<(Directory, String), SrError> {
     Ok((directory, name.to_owned()))
 }
 
-/// Creates a disk of `size` bytes or somewhat more that begins with `length` bytes of `read`.
+/// Creates a disk of `size` bytes or somewhat more that begins with `length` bytes of `read`, which gives false for zeros that it has
+/// not read.
 fn fill(
     store: &impl Store,
     uuid: Uuid,
     size: u64,
     length: u64,
-    read: impl FnMut(u64, &mut [u8]) -> Result<(), SrError>,
+    read: impl FnMut(u64, &mut [u8]) -> Result<bool, SrError>,
 ) -> Result<(), SrError> {
     let size = size.next_multiple_of(SECTOR).max(vhd::MIN_SIZE);
     let name = file_name(uuid);
@@ -200,7 +223,7 @@ fn copy_to(
     new: &str,
     extents: &[Extent],
     length: u64,
-    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), SrError>,
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<bool, SrError>,
 ) -> Result<(), SrError> {
     write_extents(store, new, extents)?;
     // So the order within it is free.
@@ -210,10 +233,9 @@ fn copy_to(
     let mut offset = 0;
     while offset < length {
         let n = (length - offset).min(CHUNK as u64) as usize;
-        read(offset, &mut chunk[..n])?;
         let padded = n.next_multiple_of(SECTOR as usize);
         chunk[n..padded].fill(0);
-        if chunk[..padded].iter().any(|byte| *byte != 0) {
+        if read(offset, &mut chunk[..n])? && chunk[..padded].iter().any(|byte| *byte != 0) {
             layer.write(&unordered, offset, &chunk[..padded])?;
         }
         offset += n as u64;
