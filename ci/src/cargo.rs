@@ -125,6 +125,6 @@ pub fn bench_storage(sh: &Shell) -> Result<()> {
     Ok(())
 }
 
-fn step(what: &str) {
+pub fn step(what: &str) {
     eprintln!("== {what}");
 }

@@ -7,6 +7,8 @@
 
 mod cargo;
 mod ci;
+mod dist;
+mod sbom;
 mod setup;
 
 use std::process::ExitCode;
@@ -26,6 +28,7 @@ usage: cargo xtask COMMAND
                     nightly   and every scenario that comes with the program (`elab run ARGS`)
   bench [ARGS]    set up, build, and measure: a host alone, then a lab (`elab bench ARGS`)
   bench nfs       the storage server beside NFS-Ganesha, if that is installed (nfs-ganesha-vfs, rpcbind; as root)
+  dist            a bundle that runs on a machine without Rust: target/dist/elab-*.tar.gz
   lint            formatting and clippy, for the machine and for the image
 
 Exit codes: 0 all is well, 1 something failed, 2 wrong usage, 3 this machine lacks something (what, and how to get it, is
@@ -64,6 +67,10 @@ fn run() -> Result<()> {
     match command.as_deref() {
         Some("setup") if rest.is_empty() => setup::run(&sh),
         Some("lint") if rest.is_empty() => cargo::lint(&sh),
+        Some("dist") if rest.is_empty() => {
+            setup::run(&sh)?;
+            dist::run(&sh).map(drop)
+        }
         Some("test") if rest.is_empty() => ci::run(&sh, ci::Set::Full, &[]),
         Some("ci") => match rest.split_first() {
             Some((set, more)) => match ci::Set::named(set) {
