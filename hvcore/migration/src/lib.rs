@@ -49,6 +49,8 @@ extern crate alloc;
 
 mod checkpoint;
 mod destination;
+#[cfg(test)]
+mod golden_tests;
 mod harvest;
 mod hash;
 mod page_hash;
