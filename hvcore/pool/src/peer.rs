@@ -125,6 +125,11 @@ impl Peer {
         }
     }
 
+    /// Its slot cannot be read, so what it announced last may not be known here.
+    pub fn is_damaged(&self) -> bool {
+        self.damaged_since.is_some()
+    }
+
     /// This host is a member from now on: nothing it missed before counts.
     pub fn forgive(&mut self, steady: u64) {
         self.vouched_at = steady;

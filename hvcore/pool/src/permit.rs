@@ -107,6 +107,11 @@ impl Pool {
             return None;
         }
         let mut oldest = self.clocks.raw();
+        let alone = self.table.live().all(|host| host == self.me);
+        if alone && self.peers.len() > 1 && self.permit.is_lapsed() {
+            // Nobody can say whether those that are not in the liveset have not formed another one meanwhile.
+            return None;
+        }
         for (host, peer) in self.peers.others(self.me) {
             if self.table.incarnation(host) == 0 {
                 continue;
@@ -166,6 +171,15 @@ impl Pool {
             self.permit.check = None;
             let lapsed_ms = self.clocks.raw().saturating_sub(since) / MS;
             self.tell(Event::PermitBack { lapsed_ms });
+        }
+    }
+
+    /// The host has not looked at its clock for longer than a permit lasts: whoever is not in the liveset may have found it dead. For
+    /// one that has others beside it this follows from the age of their words; one that is alone has nobody's.
+    pub(crate) fn stood_still(&mut self) {
+        if self.standing == Standing::Member && !self.permit.is_lapsed() {
+            self.permit.lapse(self.clocks.raw());
+            self.tell(Event::PermitLapsed);
         }
     }
 

@@ -465,7 +465,12 @@ impl Pool {
     }
 
     pub(crate) fn look_at_clock(&mut self, now_ns: u64) {
-        match self.clocks.look(now_ns) {
+        let passed = now_ns.saturating_sub(self.clocks.raw());
+        let jump = self.clocks.look(now_ns);
+        if passed >= self.config.timing.run_ms * MS {
+            self.stood_still();
+        }
+        match jump {
             None => {}
             Some(Jump::Ahead(by)) => self.tell(Event::ClockJumped { ms: signed_ms(by) }),
             Some(Jump::Back(by)) => {

@@ -108,9 +108,18 @@ impl Pool {
     pub(crate) fn silence_limit(&self) -> u64 {
         let timing = &self.config.timing;
         match self.standing {
-            Standing::Member => timing.dead_ms * MS,
+            Standing::Member if !self.may_be_excluded() => timing.dead_ms * MS,
             _ => timing.outage_ms * MS / 10 * 11,
         }
+    }
+
+    /// The generation has moved on, and its table may be in a slot that is damaged.
+    fn may_be_excluded(&self) -> bool {
+        self.newest_generation > self.table.generation
+            && self
+                .peers
+                .others(self.me)
+                .any(|(_, peer)| peer.is_damaged())
     }
 
     /// Why a member is none any more.
@@ -183,6 +192,15 @@ impl Pool {
         joining.chain(me).min()
     }
 
+    /// This member knows of a generation without a table, and whose turn it would be does not: it has no reason to look
+    /// at the lease. Until somebody moves on, this host's guests stand still.
+    fn is_stuck(&self) -> bool {
+        let (steady, limit) = (self.clocks.steady(), self.silence_limit());
+        let orphan = self.proposal.orphan;
+        self.standing == Standing::Member
+            && orphan.is_some_and(|(_, found)| steady >= found + 2 * limit)
+    }
+
     /// Proposes a new liveset if it is this host's turn and there is a reason.
     pub(crate) fn propose(&mut self) {
         let steady = self.clocks.steady();
@@ -195,7 +213,7 @@ impl Pool {
             return;
         }
         let departed = self.departures();
-        if self.proposer(&departed) != Some(self.me) {
+        if self.proposer(&departed) != Some(self.me) && !self.is_stuck() {
             return;
         }
         let joins = self.standing == Standing::Joining

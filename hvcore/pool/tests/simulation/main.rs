@@ -3,6 +3,7 @@
 //! `POOL_SEEDS` says how many runs (default 10,000), `POOL_FIRST_SEED` where to begin, `POOL_THREADS` how many at once. With
 //! `POOL_HISTORY` set, each run prints what its pools told people.
 
+mod alone;
 mod cases;
 mod controls;
 mod storage;
