@@ -160,6 +160,45 @@ pub enum Command {
     VmSuspend {
         vm: String,
     },
+    /// Keep what the disks of a VM hold now, and its memory if that is wanted.
+    VmSnapshot {
+        vm: String,
+        #[serde(default)]
+        snapshot: Option<String>,
+        #[serde(default)]
+        memory: bool,
+    },
+    /// The snapshots of a VM, or of all.
+    VmSnapshots {
+        #[serde(default)]
+        vm: Option<String>,
+    },
+    VmSnapshotDelete {
+        vm: String,
+        snapshot: String,
+    },
+    /// Give a VM that is off what it had then; one whose memory was kept goes on from there, unless `cold`.
+    VmRevert {
+        vm: String,
+        snapshot: String,
+        #[serde(default)]
+        host: Option<String>,
+        #[serde(default)]
+        cold: bool,
+    },
+    /// Make a VM that begins with what a snapshot holds, or a VM that is off.
+    VmClone {
+        vm: String,
+        #[serde(default)]
+        snapshot: Option<String>,
+        new: String,
+        #[serde(default)]
+        memory_mib: Option<u32>,
+        #[serde(default)]
+        vcpus: Option<u8>,
+        #[serde(default)]
+        weight: Option<u16>,
+    },
     /// Let a suspended VM go on; where it was, if no host is named.
     VmResume {
         vm: String,

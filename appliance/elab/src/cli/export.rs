@@ -12,7 +12,7 @@ use formats::xva::Checksum;
 use transfer::progress::Progress;
 use transfer::{As, Export, Format, Identity, Options};
 
-use crate::lab::records;
+use crate::lab::{records, snapshots};
 use crate::run_folder::RUNS;
 
 /// Between two lines where they are not written over.
@@ -30,7 +30,7 @@ pub struct Place {
 }
 
 impl Place {
-    fn repository(&self) -> Result<PathBuf> {
+    pub(super) fn repository(&self) -> Result<PathBuf> {
         let path = match &self.sr {
             Some(path) => path.clone(),
             None => records::repository(&Path::new(RUNS).join(&self.name).join("export")),
@@ -92,6 +92,9 @@ pub struct ExportArguments {
     /// Where the VM is
     #[command(flatten)]
     pub place: Place,
+    /// This snapshot of the VM, which may run
+    #[arg(long)]
+    pub snapshot: Option<String>,
     /// What to write
     #[arg(long, value_enum, default_value_t = FormatWord::Xva)]
     pub format: FormatWord,
@@ -128,7 +131,10 @@ pub struct ImportArguments {
 /// When the VM runs, a disk cannot be read, or the archive cannot be written.
 pub fn export(arguments: &ExportArguments) -> Result<ExitCode> {
     let repository = arguments.place.repository()?;
-    let what = transfer::find(&repository, &arguments.vm)?;
+    let what = match &arguments.snapshot {
+        Some(snapshot) => of_snapshot(&repository, &arguments.vm, snapshot)?,
+        None => transfer::find(&repository, &arguments.vm)?,
+    };
     let mut line = Line::default();
     let mut watch = |progress| line.show(progress);
     let failed = || format!("\"{}\" was not exported", arguments.vm);
@@ -175,6 +181,14 @@ pub fn export(arguments: &ExportArguments) -> Result<ExitCode> {
         what.vm.name
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// A machine as a snapshot has it.
+fn of_snapshot(repository: &Path, vm: &str, name: &str) -> Result<transfer::Found> {
+    let vm = snapshots::find(repository, vm, name)?.vm;
+    let disks = vm.disks.iter();
+    let files = disks.map(|disk| format!("{}.vhd", disk.uuid)).collect();
+    Ok(transfer::Found { vm, files })
 }
 
 /// What is no XVA.

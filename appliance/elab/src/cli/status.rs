@@ -184,6 +184,28 @@ pub(super) fn plan(views: &Value) -> String {
     out
 }
 
+/// Snapshots of VMs.
+pub(super) fn snapshots(known: &Value) -> String {
+    let mut out = String::new();
+    for one in list(known) {
+        let kind = if one["memory"] == true {
+            "disks and memory"
+        } else {
+            "disks"
+        };
+        let _ = writeln!(
+            out,
+            "{:<12} {:<20} {kind}",
+            text(&one["vm"]),
+            text(&one["snapshot"])
+        );
+    }
+    if out.is_empty() {
+        out.push_str("there are no snapshots; `elab vm snapshot VM` takes one\n");
+    }
+    out
+}
+
 /// The links with a fault; empty when all are healthy.
 pub(super) fn links(links: &Value) -> String {
     let mut out = String::new();

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Subcommand;
 use lab_protocol::Command;
 
@@ -61,6 +61,77 @@ pub enum VmAction {
         /// The VM
         vm: String,
     },
+    /// Keep what its disks hold now, while it runs or is off
+    ///
+    /// A running VM stands still for some milliseconds. Nothing is copied: from then on what it writes goes elsewhere.
+    Snapshot {
+        /// The VM
+        vm: String,
+        /// What to call it
+        #[arg(long, value_name = "SNAPSHOT")]
+        label: Option<String>,
+    },
+    /// Keep its memory too, so that it can go on from this moment as often as is wanted
+    ///
+    /// It stands still while its memory is written, and then runs on. `elab vm revert` goes back.
+    Checkpoint {
+        /// The VM
+        vm: String,
+        /// What to call it
+        #[arg(long, value_name = "SNAPSHOT")]
+        label: Option<String>,
+    },
+    /// List the snapshots of a VM, or of all
+    Snapshots {
+        /// The VM
+        vm: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Go back to a snapshot; what the VM, which must be off, holds now is lost
+    ///
+    /// From a checkpoint it goes on at once. Else it is off, to be started.
+    Revert {
+        /// The VM
+        vm: String,
+        /// Its snapshot
+        snapshot: String,
+        /// Where it goes on; on the host that it was on, if none is given
+        #[arg(long, value_name = "HOST")]
+        on: Option<String>,
+        /// Take the disks only: it will boot
+        #[arg(long)]
+        cold: bool,
+    },
+    /// Remove a snapshot
+    DeleteSnapshot {
+        /// The VM
+        vm: String,
+        /// Its snapshot
+        snapshot: String,
+    },
+    /// Make a new VM that begins with what this one, which must be off, or a snapshot of it holds
+    ///
+    /// Nothing is copied, whatever the size. The new VM has an identity, network cards and an address of its own.
+    Clone {
+        /// The VM
+        vm: String,
+        /// Name of the new VM
+        new: String,
+        /// The snapshot to begin with; then the VM may run
+        #[arg(long)]
+        snapshot: Option<String>,
+        /// Memory of the new VM, in MiB
+        #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(64..=65536))]
+        memory: Option<u32>,
+        /// vCPUs of the new VM
+        #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8))]
+        vcpus: Option<u8>,
+        /// Its share of CPU time; 256 is usual
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+        weight: Option<u16>,
+    },
     /// Let a suspended VM go on
     Resume {
         /// The VM
@@ -84,6 +155,44 @@ pub(super) fn run(which: &Which, action: VmAction) -> Result<ExitCode> {
         VmAction::Migrate { vm, to, verify } => Command::VmMigrate { vm, to, verify },
         VmAction::Cancel { vm } => Command::VmMigrateCancel { vm },
         VmAction::Suspend { vm } => Command::VmSuspend { vm },
+        VmAction::Snapshot { vm, label } => Command::VmSnapshot {
+            vm,
+            snapshot: label,
+            memory: false,
+        },
+        VmAction::Checkpoint { vm, label } => Command::VmSnapshot {
+            vm,
+            snapshot: label,
+            memory: true,
+        },
+        VmAction::Snapshots { vm, json } => return list(which, vm, json),
+        VmAction::Revert {
+            vm,
+            snapshot,
+            on,
+            cold,
+        } => Command::VmRevert {
+            vm,
+            snapshot,
+            host: on,
+            cold,
+        },
+        VmAction::DeleteSnapshot { vm, snapshot } => Command::VmSnapshotDelete { vm, snapshot },
+        VmAction::Clone {
+            vm,
+            new,
+            snapshot,
+            memory,
+            vcpus,
+            weight,
+        } => Command::VmClone {
+            vm,
+            snapshot,
+            new,
+            memory_mib: memory,
+            vcpus,
+            weight,
+        },
         VmAction::Resume { vm, on } => Command::VmResume { vm, host: on },
     };
     let begun = Instant::now();
@@ -95,9 +204,30 @@ pub(super) fn run(which: &Which, action: VmAction) -> Result<ExitCode> {
                 println!("{vm} runs on {to}: migration {number}, {seconds:.1} s");
             }
         }
+        Command::VmSnapshot { vm, .. } => {
+            let name = value["snapshot"].as_str().unwrap_or("-");
+            let pause = value["pause_ns"].as_f64().unwrap_or_default() / 1e6;
+            println!("{vm}: {name}; it stood still for {pause:.1} ms");
+        }
+        Command::VmRevert { vm, snapshot, .. } => {
+            println!("{vm} is back at {snapshot}, {seconds:.1} s")
+        }
+        Command::VmClone { new, .. } => println!("{new} is there, {seconds:.2} s"),
         Command::VmSuspend { vm } => println!("{vm} is suspended, {seconds:.1} s"),
         Command::VmResume { vm, .. } => println!("{vm} goes on, {seconds:.1} s"),
         _ => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(which: &Which, vm: Option<String>, json: bool) -> Result<ExitCode> {
+    let command = Command::VmSnapshots { vm };
+    let known = Client::connect(Path::new(RUNS), &which.name)?.execute(&command)?;
+    if json {
+        let text = serde_json::to_string_pretty(&known).context("cannot write JSON")?;
+        println!("{text}");
+    } else {
+        print!("{}", status::snapshots(&known));
     }
     Ok(ExitCode::SUCCESS)
 }

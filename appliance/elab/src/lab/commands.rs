@@ -9,6 +9,7 @@ use lab_protocol::{Command, Event, LinkFault};
 use serde_json::{Value, json};
 use switch::Direction;
 
+use super::snapshots::Changes;
 use super::translate::state_word;
 use super::{Inner, State};
 use crate::network::LinkName;
@@ -31,6 +32,34 @@ impl Inner {
             Command::VmShutdown { vm } => self.vm_shutdown(vm)?,
             Command::VmDestroy { vm } => self.vm_destroy(vm)?,
             Command::VmSuspend { vm } => self.vm_suspend(vm)?,
+            Command::VmSnapshot {
+                vm,
+                snapshot,
+                memory,
+            } => return self.vm_snapshot(vm, snapshot.as_deref(), *memory),
+            Command::VmSnapshots { vm } => return self.vm_snapshots(vm.as_deref()),
+            Command::VmSnapshotDelete { vm, snapshot } => self.vm_snapshot_delete(vm, snapshot)?,
+            Command::VmRevert {
+                vm,
+                snapshot,
+                host,
+                cold,
+            } => self.vm_revert(vm, snapshot, host.as_deref(), *cold)?,
+            Command::VmClone {
+                vm,
+                snapshot,
+                new,
+                memory_mib,
+                vcpus,
+                weight,
+            } => {
+                let changes = Changes {
+                    memory_mib: *memory_mib,
+                    vcpus: *vcpus,
+                    weight: *weight,
+                };
+                self.vm_clone(vm, snapshot.as_deref(), new, changes)?;
+            }
             Command::VmResume { vm, host } => self.vm_resume(vm, host.as_deref())?,
             Command::VmMigrate { vm, to, verify } => {
                 let number = self.vm_migrate(vm, to, *verify, NegativeControls::default())?;

@@ -10,6 +10,7 @@ mod hosts;
 mod reconcile;
 pub mod records;
 mod server;
+pub mod snapshots;
 mod state;
 mod statistics;
 mod storage;

@@ -43,7 +43,7 @@ pub(super) fn read(export: &Path, name: &str) -> Result<Option<VmConfig>> {
     vm.map(|vm| config(export, vm)).transpose()
 }
 
-fn described(repository: &Path, config: &VmConfig) -> Result<Vm> {
+pub(super) fn described(repository: &Path, config: &VmConfig) -> Result<Vm> {
     let disk = |disk: &DiskConfig| {
         let file = Path::new(&disk.path);
         let uuid = file

@@ -50,7 +50,7 @@ impl Inner {
     }
 
     /// A machine that was imported since the lab began is in its repository.
-    fn know(&self, vm: &str) -> Result<()> {
+    pub(super) fn know(&self, vm: &str) -> Result<()> {
         let (Some(program), false) = (&self.storage_program, self.lock().vms.contains_key(vm))
         else {
             return Ok(());
