@@ -98,7 +98,9 @@ fn show(
             drawn = Instant::now();
             dirty = false;
         }
-        let patience = if dirty {
+        let patience = if shown.app.is_behind() {
+            Duration::ZERO
+        } else if dirty {
             FRAME.saturating_sub(drawn.elapsed())
         } else {
             FRAME
@@ -174,13 +176,13 @@ fn draw(screen: &mut Screen, app: &mut App) -> Result<()> {
 /// Where a replay begins: just before the first thing that was done to the lab, or at its end.
 fn replay_start(log: &Log) -> u64 {
     const BEFORE_NS: u64 = 2_000_000_000;
-    const DONE: [&str; 3] = [
-        r#""kind":"migration-requested""#,
-        r#""kind":"link-fault""#,
-        r#""state":"pulled""#,
-    ];
+    let is_done = |line: &usize| match log.kind(*line) {
+        Some(b"migration-requested" | b"link-fault") => true,
+        Some(b"host-power") => log.contains(*line, r#""state":"pulled""#),
+        _ => false,
+    };
     (0..log.len())
-        .find(|line| DONE.iter().any(|text| log.contains(*line, text)))
+        .find(is_done)
         .and_then(|line| log.record(line))
         .map_or_else(
             || log.last_t_ns(),
@@ -227,7 +229,7 @@ struct Shown {
 
 impl Shown {
     fn open(options: &Options, folder: &Path, answers: &Sender<Input>) -> Result<Self> {
-        let log = Log::open(&folder.join("events.jsonl"))?;
+        let mut log = Log::open(&folder.join("events.jsonl"))?;
         let status = lab_link::ask(folder, &Command::Status).ok();
         let uptime = status.and_then(|status| status["uptime_ns"].as_u64());
         let mode = match uptime {
@@ -235,10 +237,13 @@ impl Shown {
             Some(uptime) => Mode::Live {
                 ahead_ns: i128::from(uptime),
             },
-            None => Mode::Replay {
-                at_ns: replay_start(&log),
-                playing: false,
-            },
+            None => {
+                log.read_to_end().context("cannot read the event log")?;
+                Mode::Replay {
+                    at_ns: replay_start(&log),
+                    playing: false,
+                }
+            }
         };
         let link = match mode {
             Mode::Live { .. } => {
@@ -267,7 +272,6 @@ impl Shown {
         if !self.app.joinable && self.link.is_some() {
             self.app.joinable = self.folder.join(shell_link::CONFIGURATION).exists();
         }
-        let behind = self.app.loading().is_some();
         let moving = matches!(
             self.app.mode,
             Mode::Live { .. } | Mode::Replay { playing: true, .. }
@@ -276,7 +280,7 @@ impl Shown {
         if printed.console {
             self.app.console_printed();
         }
-        Ok(grown || behind || moving || printed != run_folder::Printed::default())
+        Ok(grown || self.app.is_behind() || moving || printed != run_folder::Printed::default())
     }
 
     fn send(&mut self, command: Command) {

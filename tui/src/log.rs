@@ -105,6 +105,26 @@ impl Log {
         (record.schema <= lab_protocol::SCHEMA).then_some(record)
     }
 
+    /// Reads all that is there.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn read_to_end(&mut self) -> io::Result<()> {
+        while self.follow()? {}
+        Ok(())
+    }
+
+    /// The kind that a line names, without parsing it; it stands in its first hundred bytes or so.
+    #[must_use]
+    pub fn kind(&self, index: usize) -> Option<&[u8]> {
+        const FIELD: &[u8] = b"\"kind\":\"";
+        let line = self.line(index)?;
+        let at = line
+            .windows(FIELD.len())
+            .position(|window| window == FIELD)?;
+        line[at + FIELD.len()..].split(|byte| *byte == b'"').next()
+    }
+
     /// Time of the last record, or 0.
     #[must_use]
     pub fn last_t_ns(&self) -> u64 {
@@ -150,6 +170,7 @@ mod tests {
         assert_eq!(log.len(), 2);
         assert_eq!(log.record(1).unwrap().t_ns, 7);
         assert!(log.contains(1, "here") && !log.contains(1, "there"));
+        assert_eq!(log.kind(1), Some(&b"mark"[..]));
     }
 
     #[test]
@@ -159,5 +180,6 @@ mod tests {
         assert!((0..3).all(|index| log.record(index).is_none()));
         assert_eq!(log.line(0), Some(&b"garbage\n"[..]));
         assert_eq!(log.line(3), None);
+        assert_eq!(log.kind(1), None);
     }
 }

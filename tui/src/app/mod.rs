@@ -140,6 +140,7 @@ pub struct App {
     /// The lab as it was when the display was frozen.
     frozen: Option<Box<(Lab, u64)>>,
     folded: usize,
+    behind: bool,
     /// Lines that say something new, as far as they were folded.
     notable: Vec<usize>,
     /// Screens of the session and the consoles.
@@ -204,6 +205,7 @@ impl App {
             lab: Lab::default(),
             frozen: None,
             folded: 0,
+            behind: false,
             notable: Vec::new(),
             screens: Screens::default(),
             view: View::Overview,
@@ -242,6 +244,12 @@ impl App {
         self.frozen.is_some()
     }
 
+    /// Whether what there is to fold was more than is folded at once.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.behind
+    }
+
     /// Whether records wait to be folded; the share that is done, if it is worth a word.
     #[must_use]
     pub fn loading(&self) -> Option<f64> {
@@ -274,6 +282,7 @@ impl App {
             }
             self.folded += 1;
         }
+        self.behind = self.folded - before == FOLD_AT_ONCE;
         let looked = self.filter_events();
         self.folded > before || looked
     }
