@@ -19,7 +19,19 @@ const WORDS: &[(&str, &[&str])] = &[
     ("host", &["power-on", "power-off", "pull", "freeze", "thaw"]),
     (
         "vm",
-        &["start", "stop", "migrate", "cancel", "suspend", "resume"],
+        &[
+            "start",
+            "stop",
+            "migrate",
+            "cancel",
+            "suspend",
+            "resume",
+            "snapshot",
+            "checkpoint",
+            "revert",
+            "clone",
+            "delete-snapshot",
+        ],
     ),
     ("link", &["set", "heal"]),
     ("sr", &["pause", "resume", "kill", "start", "fault"]),
@@ -71,7 +83,11 @@ pub fn parse(line: &str) -> Result<Typed, String> {
                 Err(format!("there is no view \"{name}\": {}", names.join(", ")))
             };
         }
-        ["run", _, ..] | ["import", _, ..] | ["export", _, _, ..] => {
+        ["run", _, ..]
+        | ["import", _, ..]
+        | ["export", _, _, ..]
+        | ["vm", "snapshot" | "checkpoint", _, ..]
+        | ["vm", "revert" | "clone" | "delete-snapshot", _, _, ..] => {
             return Ok(Typed::Program(
                 words.iter().map(|word| owned(word)).collect(),
             ));
@@ -138,7 +154,7 @@ pub fn migrate(vm: &str, to: &str, verify: bool) -> Command {
 
 /// Adds what a command needs beside what people type: which lab, and that its progress be told.
 pub fn complete_program(words: &mut Vec<String>, lab: &str) {
-    let (Some("export" | "import"), false) = (
+    let (Some("export" | "import" | "vm"), false) = (
         words.first().map(String::as_str),
         words
             .iter()
@@ -178,6 +194,8 @@ fn usage(words: &[&str]) -> String {
                 ("host", _) => "give the name of a host, as in host pull h1",
                 ("vm", "start") => "as in vm start session --host h1",
                 ("vm", "migrate") => "as in vm migrate session h2",
+                ("vm", "clone") => "as in vm clone session other",
+                ("vm", "revert" | "delete-snapshot") => "give a VM and the name of its snapshot",
                 ("vm", _) => "give the name of a VM",
                 ("link", "heal") => "give a link, as in link heal h1:mgmt",
                 ("sr", "fault") => "as in sr fault eio-read",
@@ -436,6 +454,7 @@ mod tests {
 
     #[rstest]
     #[case("export session s.xva", "export session s.xva --name demo")]
+    #[case("vm clone session other", "vm clone session other --name demo")]
     #[case("import s.xva --sr /sr", "import s.xva --sr /sr")]
     #[case("run cut-while-moving", "run cut-while-moving")]
     fn what_runs_beside_the_screen_is_about_this_lab(#[case] line: &str, #[case] run: &str) {

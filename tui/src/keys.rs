@@ -466,16 +466,10 @@ pub const TABLE: &[Row] = &[
         Action::Snapshot,
         "snapshot",
         &["S"],
-        "snapshot the VM's disk",
+        "keep what the VM's disks hold now",
         Group::Act,
     ),
-    row(
-        Action::Clone,
-        "clone",
-        &["C"],
-        "clone the VM's disk",
-        Group::Act,
-    ),
+    row(Action::Clone, "clone", &["C"], "clone the VM", Group::Act),
 ];
 
 /// A key, as one writes it: `m`, `P`, `ctrl-d`, `f1`, `pageup`.

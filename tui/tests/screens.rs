@@ -191,7 +191,7 @@ fn what_is_impossible_says_why() {
         ("w", "select a run in the runs (7) first"),
         ("r", "no session is open"),
         ("i", "the way into the guest by SSH opens when it is up"),
-        ("5S", "no command for that"),
+        ("5C", "session is running; it can be cloned when it is off"),
     ] {
         assert_eq!(press(&mut app, keys), []);
         let shown = text(&mut app, 120, 40);
@@ -354,6 +354,15 @@ fn a_vm_is_suspended_and_goes_on_elsewhere() {
         host: Some("h1".into()),
     };
     assert_eq!(press(&mut app, "z\n"), [Effect::Send(resume)]);
+    let run = |words: &str| Effect::Run(words.split(' ').map(str::to_owned).collect());
+    assert_eq!(
+        press(&mut app, "S\n"),
+        [run("vm snapshot session --name demo")]
+    );
+    assert_eq!(
+        press(&mut app, "C\n"),
+        [run("vm clone session session-2 --name demo")]
+    );
 }
 
 #[test]

@@ -332,8 +332,16 @@ impl App {
                 Ok(Plan::Type(format!("export {vm} {vm}.xva")))
             }
             Action::Import => Ok(Plan::Type("import ".into())),
-            Action::Snapshot | Action::Clone => {
-                Err("a running lab has no command for that; its disks are in use".into())
+            Action::Snapshot => Ok(Plan::Type(format!("vm snapshot {}", self.target_vm()?))),
+            Action::Clone => {
+                let vm = self.target_vm()?;
+                if lab.vms[&vm].is_alive() {
+                    return Err(format!(
+                        "{vm} is {}; it can be cloned when it is off, or from a snapshot (:vm clone {vm} NEW --snapshot NAME)",
+                        lab.vms[&vm].state
+                    ));
+                }
+                Ok(Plan::Type(format!("vm clone {vm} {vm}-2")))
             }
             _ => Err("this key does nothing here".into()),
         }
