@@ -53,6 +53,8 @@ pub const ALL: &[Included] = included![
     "reboot-while-moving",
     "slow-link",
     "storage-eio",
+    "storage-eio-read",
+    "storage-eio-sync",
     "storage-full",
     "storage-pause",
     "storage-restart",
