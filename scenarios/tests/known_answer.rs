@@ -1,10 +1,13 @@
 //! A simulated lab with stalls of exactly known length and place: every figure of the report must find them.
 
+mod support;
+
 use std::{fs, path::Path};
 
-use lab_protocol::{Event, Phase, ProbeKind, Record, Role, SCHEMA};
+use lab_protocol::{Event, Phase, ProbeKind, Record, Role};
 use scenarios::report::run::figures_of;
 use scenarios::report::{Limits, Run, figure};
+use support::Log;
 
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1000 * MS;
@@ -22,22 +25,6 @@ enum Place {
     Storage,
     /// The probe sends late.
     Probe,
-}
-
-struct Log(Vec<Record>);
-
-impl Log {
-    fn push(&mut self, t_ns: u64, source: &str, event: Event) {
-        let seq = self.0.len() as u64;
-        self.0.push(Record {
-            schema: SCHEMA,
-            seq,
-            t_ns,
-            error_ns: 0,
-            source: source.into(),
-            event,
-        });
-    }
 }
 
 /// A run of ten seconds per migration with one stall in each.

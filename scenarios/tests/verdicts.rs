@@ -1,10 +1,13 @@
 //! Each checker with a run that is right, and with one that is wrong in the one thing that it looks for.
 
-use lab_protocol::{Event, Phase, ProbeKind, Record, Role, SCHEMA};
+mod support;
+
+use lab_protocol::{Event, Phase, ProbeKind, Record, Role};
 use scenarios::report::{Limits, Run};
 use scenarios::scenario::{self, Scenario};
 use scenarios::verdict::file_system::FileSystem;
 use scenarios::verdict::{Evidence, Judgement, Verdict, judge};
+use support::Log;
 
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1000 * MS;
@@ -31,22 +34,6 @@ fn scenario() -> Scenario {
         .unwrap()
         .remove(0)
         .scenario
-}
-
-struct Log(Vec<Record>);
-
-impl Log {
-    fn push(&mut self, t_ns: u64, source: &str, event: Event) {
-        let seq = self.0.len() as u64;
-        self.0.push(Record {
-            schema: SCHEMA,
-            seq,
-            t_ns,
-            error_ns: 0,
-            source: source.into(),
-            event,
-        });
-    }
 }
 
 fn vm() -> String {

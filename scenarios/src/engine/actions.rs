@@ -7,8 +7,9 @@ use lab_protocol::Command;
 use lab_protocol::command::DiskFault;
 
 use super::{Engine, Input, Lab, sessions};
-use crate::scenario::file::{
-    GuestFault, GuestFaultKind, HostFaultKind, Link, Migrate, OTHER, Outcome, Scenario, Step,
+use crate::scenario::Scenario;
+use crate::scenario::step::{
+    GuestFault, GuestFaultKind, HostFaultKind, Link, Migrate, OTHER, Outcome, Step,
     StorageFaultKind,
 };
 

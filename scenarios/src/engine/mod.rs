@@ -23,7 +23,10 @@ use std::time::{Duration, Instant};
 use lab_protocol::{Command, Event, ProbeKind, Record};
 use serde_json::Value;
 
-use crate::scenario::file::{Pattern, Scenario, Step};
+use crate::scenario::{
+    file::{Pattern, Scenario},
+    step::Step,
+};
 use crate::session::{Access, Stream};
 
 pub use pattern::matches;

@@ -6,11 +6,11 @@ use toml::Spanned;
 
 use super::diagnostic::{Diagnostic, suggest};
 use super::figure;
-use super::file::{
-    Expect, GuestFault, GuestFaultKind, HostFault, HostFaultKind, Link, OTHER, Pattern, Scenario,
-    Step, StorageFault,
-};
+use super::file::{Expect, Pattern, Scenario};
 use super::place::Places;
+use super::step::{
+    GuestFault, GuestFaultKind, HostFault, HostFaultKind, Link, OTHER, Step, StorageFault,
+};
 
 /// Networks of a lab.
 pub const NETWORKS: [&str; 3] = ["mgmt", "storage", "session"];

@@ -9,6 +9,7 @@ pub mod file;
 pub mod library;
 mod matrix;
 mod place;
+pub mod step;
 pub mod units;
 
 use std::path::Path;

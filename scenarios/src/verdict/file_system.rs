@@ -130,8 +130,8 @@ mod tests {
         let told = String::from_utf8_lossy(&told.stdout).into_owned();
         let number = |before: &str| -> u64 {
             let rest = &told[told.find(before).unwrap() + before.len()..];
-            let digits = rest.trim_start().split(|c: char| !c.is_ascii_digit());
-            digits.into_iter().next().unwrap().parse().unwrap()
+            let mut numbers = rest.trim_start().split(|c: char| !c.is_ascii_digit());
+            numbers.next().unwrap().parse().unwrap()
         };
         let (block, size) = (number("Inode bitmap at"), number("Block size:"));
 
