@@ -466,7 +466,9 @@ pub enum LinkAction {
 pub enum HaAction {
     /// Make the lab's hosts a pool that protects all its VMs
     ///
-    /// From then on, the VMs of a host that fails are restarted on the others.
+    /// From then on, the VMs of a host that fails are restarted on the others. The exit code is 1 if the pool has too little
+    /// memory to restart all of them, whichever hosts fail: then it says which failures would be too many, and restarts
+    /// as many as have room.
     Enable {
         /// How many hosts may fail at once with every VM restarted
         #[arg(long, default_value_t = 1)]

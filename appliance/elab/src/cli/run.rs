@@ -102,7 +102,12 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
                 let mut client = Client::connect(Path::new(RUNS), &which.name)?;
                 let view = client.execute(&Command::HaEnable { failures })?;
                 print!("{}", status::plan(&serde_json::json!([view])));
-                Ok(ExitCode::SUCCESS)
+                let borne = view["tolerated_failures"].as_u64().unwrap_or(0);
+                Ok(if borne < u64::from(failures) {
+                    ExitCode::FAILURE
+                } else {
+                    ExitCode::SUCCESS
+                })
             }
             HaAction::Status { json } => show_pool(&which, json, status::pool),
             HaAction::Plan { json } => show_pool(&which, json, status::plan),

@@ -164,24 +164,32 @@ pub(super) fn plan(views: &Value) -> String {
     let Some(view) = list(views).iter().find(member) else {
         return "no host says that it is in a pool; `elab ha enable` makes one\n".into();
     };
-    let mut out = format!(
-        "as {} sees it: every protected VM is restarted when {} of its hosts {}{}\n",
-        text(&view["host"]),
-        view["tolerated_failures"],
-        if view["tolerated_failures"] == 1 {
-            "fails"
-        } else {
-            "fail"
-        },
-        match view["shortage"].as_str() {
-            Some(shortage) => format!("; {shortage}"),
-            None => String::new(),
-        },
-    );
+    let mut out = format!("as {} sees it: {}\n", text(&view["host"]), borne(view));
+    if let Some(shortage) = view["shortage"].as_str() {
+        let _ = writeln!(out, "what is too much: {shortage}");
+    }
     for case in list(&view["plan"]) {
         let _ = writeln!(out, "  {}", text(case));
     }
     out
+}
+
+/// How much the pool can bear.
+fn borne(view: &Value) -> String {
+    let members = list(&view["hosts"]).iter();
+    if members.filter(|host| host["member"] == true).count() < 2 {
+        return "it is alone: nobody is left who could restart a VM".into();
+    }
+    match view["tolerated_failures"].as_u64() {
+        None | Some(0) => {
+            "no promise holds: if a host fails, its VMs are restarted as far as there is room"
+                .into()
+        }
+        Some(1) => "whichever host fails, every protected VM is restarted".into(),
+        Some(failures) => {
+            format!("whichever {failures} hosts fail together, every protected VM is restarted")
+        }
+    }
 }
 
 /// Snapshots of VMs.
@@ -261,11 +269,18 @@ mod tests {
     fn a_plan_names_each_case_and_what_is_too_much() {
         let shown = plan(&json!([{ "host": "h2", "error": "off" }, view("h3", 4)]));
         for wanted in [
-            "restarted when 1 of its hosts fails; if h1 and h3 failed, VM session could not restart",
+            "as h3 sees it: whichever host fails, every protected VM is restarted\n",
+            "what is too much: if h1 and h3 failed, VM session could not restart\n",
             "  if h3 fails: session to h1",
         ] {
             assert!(shown.contains(wanted), "{wanted:?} is not in:\n{shown}");
         }
+        let mut full = view("h1", 4);
+        full["tolerated_failures"] = json!(0);
+        assert!(plan(&json!([full])).starts_with("as h1 sees it: no promise holds"));
+        let mut alone = view("h1", 4);
+        alone["hosts"] = json!([{"host": "h1", "member": true}, {"host": "h2", "member": false}]);
+        assert!(plan(&json!([alone])).starts_with("as h1 sees it: it is alone"));
         assert!(plan(&json!([])).contains("elab ha enable"));
     }
 
