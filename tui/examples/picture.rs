@@ -18,7 +18,7 @@ use tui::log::Log;
 use tui::run_folder::Recordings;
 
 /// Cells of the screen.
-const SIZE: (u16, u16) = (110, 34);
+const SIZE: (u16, u16) = (110, 42);
 /// Size of a cell, in pixels.
 const CELL: (f64, f64) = (8.4, 17.0);
 const PAPER: &str = "#11151c";
