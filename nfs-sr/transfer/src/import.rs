@@ -195,7 +195,7 @@ fn identified(described: &Vm, becomes: &As) -> Result<Vm, Error> {
 }
 
 /// A random MAC address, locally administered and of one card (IEEE 802-2014 section 8.2).
-fn new_mac() -> String {
+pub fn new_mac() -> String {
     let mut bytes = [0; 6];
     bytes.copy_from_slice(&vdi::new_uuid().0[..6]);
     bytes[0] = bytes[0] & 0xfc | 0x02;

@@ -23,7 +23,7 @@ mod repository;
 
 pub use export::{Export, Exported, Options};
 pub use image::{Format, export_as, import_image, is_image};
-pub use import::{As, Identity, Imported, Planned, check, import};
+pub use import::{As, Identity, Imported, Planned, check, import, new_mac};
 pub use record::{Found, find, machines, record, size};
 
 /// Why an export or an import failed.

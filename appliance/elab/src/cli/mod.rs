@@ -5,6 +5,7 @@ mod evidence;
 mod export;
 mod gate;
 mod history;
+mod import_tree;
 mod release;
 mod run;
 mod scenario;
@@ -23,6 +24,7 @@ pub use evidence::{BisectArguments, CompareArguments, Form};
 pub use export::{ExportArguments, ImportArguments, Place};
 pub use gate::GateArguments;
 pub use history::HistoryArguments;
+pub use import_tree::ImportTreeArguments;
 pub use release::ReleaseArguments;
 pub use run::run;
 pub use scenario::{RunArguments, RunOneArguments};
@@ -216,6 +218,11 @@ pub enum Action {
     Export(ExportArguments),
     /// Create a VM from an archive, or a disk from an image: all of it, or nothing if it is damaged
     Import(ImportArguments),
+    /// Create a VM from the root tree of a Linux machine: its files on a new disk, its own kernel and initrd
+    ///
+    /// The tree needs a kernel with an initrd in /boot that have the drivers of virtual disks; otherwise it is said what to do.
+    /// Nothing in the tree is changed, and nothing of it is run.
+    ImportTree(ImportTreeArguments),
     /// Find the commit from which on a scenario fails, by git bisect in a work tree of its own
     Bisect(BisectArguments),
     /// Measure the guest's disk and network, then migrations, with the spread of each

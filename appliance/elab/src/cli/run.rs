@@ -52,6 +52,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Action::Replay { run, play, speed } => evidence::replay(&run, play, speed),
         Action::Export(arguments) => export::export(&arguments),
         Action::Import(arguments) => export::import(&arguments),
+        Action::ImportTree(arguments) => super::import_tree::import_tree(&arguments),
         Action::ExportRun { run, file } => evidence::export(&run, file),
         Action::Bisect(arguments) => evidence::bisect(&arguments),
         Action::Bench(arguments) => run_bench(&arguments),
