@@ -8,7 +8,9 @@ use fastrand::Rng;
 use nfs_sr::sr::{
     chain,
     check::{Problem, Survey, repair},
-    image::{Image, SrError},
+    image::{self, Image, SrError},
+    online,
+    store::Store,
     vdi::{self, file_name},
 };
 use support::memory_store::MemoryStore;
@@ -130,6 +132,8 @@ fn disks_keep_their_contents_whatever_becomes_of_the_others() {
 #[derive(Clone, Copy, Debug)]
 enum Operation {
     Snapshot,
+    /// With the server's step in the middle, as while a host has the disk open.
+    Online,
     Revert,
     Delete,
     Collect,
@@ -145,6 +149,13 @@ fn perform(
 ) -> Result<(), SrError> {
     match operation {
         Operation::Snapshot => chain::snapshot(store, uuid, NEW),
+        Operation::Online => {
+            let base = online::prepare(store, uuid)?;
+            let leaf = file_name(uuid);
+            image::at(&leaf, store.rename(&format!("{leaf}.new"), &leaf))?;
+            image::at(&leaf, store.sync_names())?;
+            online::finish(store, base, NEW)
+        }
         Operation::Revert => chain::revert(store, uuid, other),
         Operation::Delete => chain::delete(store, uuid),
         Operation::Collect => chain::collect(store, &()).map(drop),
@@ -155,8 +166,9 @@ fn perform(
 
 const NEW: Uuid = Uuid([0xee; 16]);
 
-const OPERATIONS: [Operation; 6] = [
+const OPERATIONS: [Operation; 7] = [
     Operation::Snapshot,
+    Operation::Online,
     Operation::Revert,
     Operation::Delete,
     Operation::Collect,
@@ -179,7 +191,7 @@ fn a_power_cut_at_any_step_leaves_every_disk_whole() {
 
 #[test]
 fn negative_control_without_syncs_disks_are_lost() {
-    for operation in [Operation::Snapshot, Operation::Collect] {
+    for operation in [Operation::Snapshot, Operation::Online, Operation::Collect] {
         let lost = (0..40).any(|seed| cut_everywhere(seed, operation, true).is_err());
         assert!(
             lost,
@@ -243,7 +255,7 @@ fn check_after(
     let mut expected = model.clone();
     match operation {
         Operation::Delete if !names.contains_key(&file_name(uuid)) => drop(expected.remove(&uuid)),
-        Operation::Snapshot if names.contains_key(&file_name(NEW)) => {
+        Operation::Snapshot | Operation::Online if names.contains_key(&file_name(NEW)) => {
             expected.insert(NEW, model[&uuid].clone());
         }
         Operation::Revert if holds(store, uuid, &model[&other], places).is_ok() => {
