@@ -423,7 +423,7 @@ pub const TABLE: &[Row] = &[
         Action::TypeSession,
         "type-session",
         &["i"],
-        "type in the guest yourself, over SSH; ctrl-] detaches",
+        "type in the guest over SSH; ctrl-] detaches",
         Group::Act,
     ),
     row(

@@ -98,7 +98,7 @@ pub struct PortCounters {
 /// The calls of one kind that the storage server has answered since its start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationCounters {
-    /// `READ`, `WRITE`, `COMMIT`, `RENEW`, ...
+    /// `Read`, `Write`, `Commit`, `Renew`, ...
     pub name: String,
     /// How many.
     pub calls: u64,

@@ -69,7 +69,8 @@ impl Migrations {
             .find(|one| one.vm == vm && one.ended_ns.is_none())
     }
 
-    /// Whether the last migration of a VM leaves, or has left, this host, so that its end there is the end of a copy.
+    /// Whether the last migration of a VM is just leaving this host, so that its end there is the end of a copy. Once that is over,
+    /// the VM may have come back, and an end there is its own.
     #[must_use]
     pub fn is_leaving(&self, vm: &str, host: &str) -> bool {
         self.all
@@ -78,6 +79,7 @@ impl Migrations {
             .find(|one| one.vm == vm)
             .is_some_and(|one| {
                 one.from == host
+                    && one.ended_ns.is_none()
                     && one.error.is_empty()
                     && one.mark(Role::Source, Phase::Drain).is_some()
             })

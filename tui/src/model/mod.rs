@@ -502,6 +502,52 @@ mod tests {
     }
 
     #[test]
+    fn a_vm_that_came_back_ends_where_it_once_left() {
+        let mut lab = lab(vec![
+            (0, running("h1")),
+            (
+                1,
+                Event::MigrationRequested {
+                    vm: "session".into(),
+                    migration: 1,
+                    from: "h1".into(),
+                    to: "h2".into(),
+                },
+            ),
+            (
+                2,
+                Event::MigrationPhase {
+                    vm: "session".into(),
+                    migration: 1,
+                    host: "h1".into(),
+                    role: lab_protocol::Role::Source,
+                    phase: lab_protocol::Phase::Drain,
+                    detail: String::new(),
+                },
+            ),
+            (3, running("h2")),
+            (
+                4,
+                Event::MigrationEnded {
+                    vm: "session".into(),
+                    migration: 1,
+                    error: String::new(),
+                },
+            ),
+            (5, running("h1")),
+        ]);
+        lab.apply(&record(
+            6,
+            Event::VmStopped {
+                vm: "session".into(),
+                host: "h1".into(),
+                reason: "destroyed".into(),
+            },
+        ));
+        assert!(!lab.vms["session"].is_alive());
+    }
+
+    #[test]
     fn a_disks_fault_is_no_state_of_the_server() {
         let state = |words: &str| Event::StorageState {
             state: words.into(),

@@ -32,7 +32,7 @@ pub struct Port {
 /// An operation of the storage server.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Operation {
-    /// `READ`, `WRITE`, ...
+    /// `Read`, `Write`, ...
     pub name: String,
     /// Calls since the server's start.
     pub calls: u64,
@@ -40,7 +40,8 @@ pub struct Operation {
     pub per_s: f64,
     /// Mean time to the reply of these; `None` when there were none.
     pub mean_us: Option<f64>,
-    counters: OperationCounters,
+    /// What they took since the server's start, together.
+    pub time_us: u64,
 }
 
 /// All rates.
@@ -125,16 +126,15 @@ impl Statistics {
         let before = std::mem::take(&mut self.operations);
         for counters in now {
             let before = before.iter().find(|one| one.name == counters.name);
-            let none = OperationCounters::default();
-            let last = before.map_or(&none, |one| &one.counters);
-            let calls = grown(counters.calls, last.calls);
-            let time_us = grown(counters.time_us, last.time_us);
+            let last = before.map_or((0, 0), |one| (one.calls, one.time_us));
+            let calls = grown(counters.calls, last.0);
+            let time_us = grown(counters.time_us, last.1);
             self.operations.push(Operation {
                 name: counters.name.clone(),
                 calls: counters.calls,
                 per_s: span_s.map_or(0.0, |s| calls as f64 / s),
                 mean_us: (calls > 0).then(|| time_us as f64 / calls as f64),
-                counters: counters.clone(),
+                time_us: counters.time_us,
             });
         }
     }

@@ -8,7 +8,7 @@ use ratatui::widgets::Paragraph;
 use crate::app::App;
 use crate::model::Operation;
 
-/// Rows of the table of operations: those with the most calls.
+/// Rows of the table of operations: those that took the most time.
 const OPERATIONS: usize = 6;
 
 pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
@@ -88,9 +88,13 @@ fn draw_operations(app: &App, frame: &mut Frame<'_>, area: Rect) {
     if statistics.operations.is_empty() {
         return;
     }
-    let mut calls: Vec<u64> = statistics.operations.iter().map(|one| one.calls).collect();
-    calls.sort_unstable_by(|a, b| b.cmp(a));
-    let least = calls[OPERATIONS.min(calls.len()) - 1];
+    let mut times: Vec<u64> = statistics
+        .operations
+        .iter()
+        .map(|one| one.time_us)
+        .collect();
+    times.sort_unstable_by(|a, b| b.cmp(a));
+    let least = times[OPERATIONS.min(times.len()) - 1];
     let heading = format!(
         "{:<10}{:>8}{:>10}{:>12}",
         "OPERATION", "a second", "mean ms", "so far"
@@ -99,7 +103,7 @@ fn draw_operations(app: &App, frame: &mut Frame<'_>, area: Rect) {
     let shown = statistics
         .operations
         .iter()
-        .filter(|one| one.calls >= least);
+        .filter(|one| one.time_us >= least);
     lines.extend(shown.take(OPERATIONS).map(|one| operation(app, one)));
     lines.push(Line::from(vec![
         Span::styled("read ", look.dim()),
