@@ -103,7 +103,7 @@ impl Inner {
 
     /// The disk with the memory of a VM, if it is suspended.
     fn memory_of(&self, config: &VmConfig) -> Result<Option<(Repository, Uuid)>> {
-        if self.storage_program.is_none() || config.disks.is_empty() {
+        if self.storage_program.is_none() || config.disks.iter().all(|disk| disk.read_only) {
             return Ok(None);
         }
         let repository = Repository::of(self.export()?, config)?;

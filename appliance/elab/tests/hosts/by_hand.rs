@@ -76,7 +76,56 @@ fn a_guest_is_joined_by_ssh_and_by_its_console_and_moved() {
         let error = text(&output.stderr);
         assert!(error.contains(words), "{wrong:?}: {error}");
     }
+    it_is_kept_and_goes_back(join);
     lab.end();
+}
+
+/// The guest that runs is kept as it is, with and without its memory, is suspended, goes on elsewhere, and goes back.
+fn it_is_kept_and_goes_back(join: &str) {
+    let guest = |command: &str| {
+        let output = Command::new("sh")
+            .args(["-c", &format!("timeout 60 {join} '{command}'")])
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{command}: {}",
+            text(&output.stderr)
+        );
+        text(&output.stdout)
+    };
+    let done = |arguments: &[&str]| {
+        let output = elab(arguments);
+        let error = text(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {error}");
+        text(&output.stdout)
+    };
+    let note = "cat /root/note /proc/sys/kernel/random/boot_id";
+    guest("echo first >/root/note; sync");
+    let said = done(&["vm", "snapshot", "session", "--label", "one"]);
+    assert!(said.contains("one; it stood still for"), "{said}");
+    guest("echo second >/root/note; sync");
+    let second = guest(note);
+    done(&["vm", "checkpoint", "session", "--label", "two"]);
+    guest("echo third >/root/note; sync");
+    let third = guest(note);
+
+    done(&["vm", "suspend", "session"]);
+    let refused = text(&elab(&["vm", "start", "session"]).stderr);
+    assert!(refused.contains("is suspended"), "{refused}");
+    done(&["vm", "resume", "session", "--on", "h1"]);
+    assert_eq!(guest(note), third);
+
+    let refused = text(&elab(&["vm", "revert", "session", "two"]).stderr);
+    assert!(refused.contains("stop it first"), "{refused}");
+    done(&["vm", "stop", "session", "--force"]);
+    done(&["vm", "revert", "session", "two", "--on", "h2"]);
+    // The same boot goes on, with the disk of that moment.
+    assert_eq!(guest(note), second);
+    let known = done(&["vm", "snapshots", "session"]);
+    assert!(known.contains("disks and memory"), "{known}");
 }
 
 /// A lab that `elab up` has started.
