@@ -215,6 +215,7 @@ fn alarms(gates: u64, extra_ms: f64) -> usize {
 
 #[test]
 fn no_change_raises_no_alarm_and_30_ms_more_are_found() {
-    assert_eq!(alarms(20, 0.0), 0);
-    assert!(alarms(20, 30.0) >= 19);
+    // A few: `cargo bench --bench gate` asks a hundred times.
+    assert_eq!(alarms(3, 0.0), 0);
+    assert_eq!(alarms(3, 30.0), 3);
 }
