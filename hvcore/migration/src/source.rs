@@ -246,7 +246,7 @@ impl Source {
         self.unsent.is_empty()
     }
 
-    /// Asks for the migration to be given up. Too late after the commit point.
+    /// Asks for the migration to be given up. Too late after the commit point: the guest has moved then, as if nobody had asked.
     pub fn cancel(&mut self, why: String) {
         self.cancelled.get_or_insert(why);
     }
@@ -450,7 +450,8 @@ impl Source {
                     Err(why) => self.give_up(vm, why),
                 }
             }
-            (State::Committing { .. }, FromDestination::Committed) => {
+            // It may have taken the lease before this end asked for it back.
+            (State::Committing { .. } | State::Reclaiming { .. }, FromDestination::Committed) => {
                 self.handed_over(now);
             }
             (State::Reclaiming { .. } | State::Forwarding { .. }, _) => {}
@@ -464,7 +465,13 @@ impl Source {
         }
     }
 
+    /// The destination has the guest. What the network still brings here is the guest's: while the connection stands, it
+    /// goes on to the destination.
     fn handed_over(&mut self, now: u64) {
+        if !self.connected {
+            self.end(now, SourceOutcome::Moved);
+            return;
+        }
         let long = if self.config.controls.no_forward {
             0
         } else {
@@ -479,8 +486,7 @@ impl Source {
     /// The lease has been found to be another host's. False when that is not the work of this migration.
     pub fn on_lease_lost(&mut self, now_ns: u64) -> bool {
         match self.state {
-            State::Committing { .. } => self.handed_over(now_ns),
-            State::Reclaiming { .. } => self.end(now_ns, SourceOutcome::Moved),
+            State::Committing { .. } | State::Reclaiming { .. } => self.handed_over(now_ns),
             State::Forwarding { .. } | State::Ended(SourceOutcome::Moved) => {}
             _ => return false,
         }
@@ -750,7 +756,7 @@ impl Source {
                 self.keep_running(vm.now_ns(), why);
             }
             // Somebody moved the epoch on: the destination has committed.
-            Err(_) => self.end(vm.now_ns(), SourceOutcome::Moved),
+            Err(_) => self.handed_over(vm.now_ns()),
         }
     }
 

@@ -76,6 +76,25 @@ fn any_single_failure_at_any_message_leaves_one_guest_where_the_lease_is() {
     assert!(before > 100 && after > 100, "{before} kept, {after} not");
 }
 
+/// A storage server that takes its time leaves room for second thoughts, which come too late when the destination has asked first.
+#[test]
+fn a_migration_that_is_cancelled_too_late_loses_no_frame() {
+    let setup = |seed, fault| Setup {
+        lease_latency_ns: 20_000_000,
+        ..Setup::new(seed, fault)
+    };
+    let mut moved = 0;
+    for seed in 0..12 {
+        let clean = must_run(&setup(seed, Fault::None));
+        let stopped_at = clean.stopped_at.unwrap();
+        for at in positions(&clean).into_iter().filter(|at| *at > stopped_at) {
+            let ended = must_run(&setup(seed, Fault::Cancel(at)));
+            moved += usize::from(ended.source == Some(SourceOutcome::Moved));
+        }
+    }
+    assert!(moved > 100, "{moved}");
+}
+
 #[test]
 fn a_guest_that_writes_faster_than_the_network_is_stopped_after_the_last_round() {
     let mut setup = Setup::new(1, Fault::None);

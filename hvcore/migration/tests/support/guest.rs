@@ -31,6 +31,8 @@ pub struct Lease {
     pub enforced: bool,
     /// Answers nothing while it is down.
     pub up: bool,
+    /// How long a request is under way.
+    pub latency_ns: u64,
     /// Requests under way: when they arrive, by whom, expected epoch.
     pub requests: Vec<(u64, usize, u64)>,
 }
@@ -42,6 +44,7 @@ impl Default for Lease {
             owner: 0,
             enforced: true,
             up: true,
+            latency_ns: 200_000,
             requests: Vec::new(),
         }
     }
@@ -153,7 +156,7 @@ impl Guest {
 
     fn request_lease(&mut self, epoch: u64) {
         let mut shared = self.shared.borrow_mut();
-        let arrives = shared.now_ns + 200_000;
+        let arrives = shared.now_ns + shared.lease.latency_ns;
         let host = self.host;
         shared.lease.requests.push((arrives, host, epoch));
     }

@@ -64,6 +64,7 @@ pub struct Setup {
     pub config: MigrationConfig,
     pub fault: Fault,
     pub enforce_lease: bool,
+    pub lease_latency_ns: u64,
     pub destination_key: [u8; 32],
     pub fail_rehearsal: bool,
     pub conceal_spoilt: bool,
@@ -82,6 +83,7 @@ impl Setup {
             },
             fault,
             enforce_lease: true,
+            lease_latency_ns: 200_000,
             destination_key: [1; 32],
             fail_rehearsal: false,
             conceal_spoilt: false,
@@ -186,6 +188,7 @@ pub fn run(setup: &Setup) -> Result<Ended, String> {
     let mut rng = fastrand::Rng::with_seed(setup.seed);
     let shared = Rc::new(RefCell::new(Shared::default()));
     shared.borrow_mut().lease.enforced = setup.enforce_lease;
+    shared.borrow_mut().lease.latency_ns = setup.lease_latency_ns;
     let mut guests = [
         Guest::new(SOURCE, &shared),
         Guest::new(DESTINATION, &shared),
@@ -234,8 +237,9 @@ pub fn run(setup: &Setup) -> Result<Ended, String> {
             source.on_disconnected();
             destination.on_disconnected();
         }
-        // The session network.
-        if next_frame_ns <= now && source.outcome().is_none() {
+        // The session network. Nobody tells it that one end has done with the migration.
+        let under_way = source.outcome().is_none() || destination.outcome().is_none();
+        if next_frame_ns <= now && under_way {
             next_frame_ns = now + 500_000;
             let route = shared.borrow().route;
             if guests[route].running || route == SOURCE {
