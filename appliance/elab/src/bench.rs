@@ -1,5 +1,5 @@
-//! `elab bench`: what an idle lab costs, how long a guest boots, what its disk and network carry; the demo's migrations
-//! follow.
+//! `elab bench`: what an idle lab costs, how long a guest boots, what its disk and network carry; how long it is out of reach
+//! when it changes its host ([`crate::downtime`]) and the demo's migrations follow.
 //!
 //! All is measured on this machine's clock and is worth something on a quiet machine only; every sample is kept, so that
 //! its spread can be seen. What one host does alone is measured in virtual time, by the crate `images`.
@@ -48,7 +48,7 @@ pub struct Measured {
 }
 
 impl Measured {
-    fn new(name: &str, unit: &str, samples: Vec<f64>) -> Self {
+    pub(crate) fn new(name: &str, unit: &str, samples: Vec<f64>) -> Self {
         Self {
             name: name.into(),
             unit: unit.into(),

@@ -9,6 +9,7 @@ pub mod console;
 pub mod control;
 pub mod demo;
 pub mod doctor;
+pub mod downtime;
 pub mod endpoint;
 pub mod entropy;
 pub mod interrupt;

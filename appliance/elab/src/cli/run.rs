@@ -15,9 +15,9 @@ use super::{
 use crate::assembly::{self, Choices, GUEST};
 use crate::client::Client;
 use crate::interrupt::{self, Interrupts};
-use crate::lab::Lab;
+use crate::lab::{Lab, Stopper};
 use crate::run_folder::{self, RUNS};
-use crate::{bench, console, demo, doctor, join};
+use crate::{bench, console, demo, doctor, downtime, join};
 
 /// Firmware, GRUB and our own boot, on a busy machine under emulation.
 const HOST_PATIENCE: Duration = Duration::from_secs(60);
@@ -26,6 +26,8 @@ const GUEST_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Name of the labs of `elab bench`.
 const BENCH: &str = "bench";
+/// Name of the pool that a guest goes to there.
+const OTHER_POOL: &str = "bench-other";
 
 /// Does what the command line says.
 ///
@@ -349,9 +351,20 @@ fn run_bench(arguments: &BenchArguments) -> Result<ExitCode> {
     let interrupts = Interrupts::take()?;
     let choices = arguments.build.choices(BENCH, 2);
     let guest = start_lab(&choices, true, &interrupts).and_then(|(lab, artifacts)| {
-        let guest = bench::guest(&lab, &artifacts, arguments.repeats, &progress)?;
+        let mut measured = bench::guest(&lab, &artifacts, arguments.repeats, &progress)?;
+        let other = arguments.build.choices(OTHER_POOL, 1);
+        let (other, _) = start_lab(&other, false, &interrupts)?;
+        let stoppers = [lab.stopper(), other.stopper()];
+        interrupts.on_interrupt(move || stoppers.iter().for_each(Stopper::stop));
+        measured.extend(downtime::measure(
+            &lab,
+            &other,
+            arguments.repeats,
+            &progress,
+        )?);
+        other.stop("measured")?;
         lab.stop("measured")?;
-        Ok(guest)
+        Ok(measured)
     });
     let measured = match guest {
         Err(_) if interrupts.came() => return Ok(ExitCode::from(interrupt::EXIT_CODE)),

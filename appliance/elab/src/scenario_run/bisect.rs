@@ -1,10 +1,12 @@
 //! Which commit broke a scenario: `git bisect` in a work tree of its own, so that the user's stays as it is.
 
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, bail};
 
+use crate::assembly::IMAGES;
 use crate::cli::Inconclusive;
 
 /// What to look for.
@@ -50,7 +52,7 @@ pub fn run(folder: &Path, search: &Search, progress: &dyn Fn(&str)) -> Result<St
             &search.bad,
         ],
     )?;
-    let found = bisect(&tree, search, progress);
+    let found = share_images(folder, &tree).and_then(|()| bisect(&tree, search, progress));
     // Git notes work trees: this one is let go of, whatever came.
     let _ = git(&tree, &["bisect", "reset"]);
     let removed = git(
@@ -62,7 +64,45 @@ pub fn run(folder: &Path, search: &Search, progress: &dyn Fn(&str)) -> Result<St
     Ok(found)
 }
 
+/// Lets the revisions use what images there are, and leave theirs: they are known by the hash of their recipe. Without this, each search
+/// would build a guest first.
+fn share_images(folder: &Path, tree: &Path) -> Result<()> {
+    let Ok(images) = folder.join(IMAGES).canonicalize() else {
+        return Ok(());
+    };
+    let link = tree.join(IMAGES);
+    let made = match link.parent() {
+        Some(parent) => std::fs::create_dir_all(parent),
+        None => Ok(()),
+    };
+    made.and_then(|()| symlink(images, &link))
+        .with_context(|| format!("cannot make {}", link.display()))
+}
+
+/// Proves what was said of one end of the search. Git takes it for granted, and would blame a commit that has done nothing.
+fn check_end(
+    tree: &Path,
+    search: &Search,
+    (revision, said): (&str, Word),
+    progress: &dyn Fn(&str),
+) -> Result<()> {
+    git(tree, &["checkout", "--quiet", "--detach", revision])?;
+    let (word, why) = judge(tree, search)?;
+    progress(&format!("{revision}: {why}"));
+    match word {
+        Word::Skip => Err(Inconclusive(format!("{revision} cannot be judged: {why}")).into()),
+        _ if word == said => Ok(()),
+        _ => bail!(
+            "{revision} is {why}, not {}: there is nothing to find between the two",
+            if said == Word::Good { "good" } else { "bad" }
+        ),
+    }
+}
+
 fn bisect(tree: &Path, search: &Search, progress: &dyn Fn(&str)) -> Result<String> {
+    for end in [(&search.bad[..], Word::Bad), (&search.good, Word::Good)] {
+        check_end(tree, search, end, progress)?;
+    }
     // Without the dashes git takes a revision that does not exist for a path, and searches for ever.
     git(tree, &["bisect", "start", &search.bad, &search.good, "--"])?;
     loop {
@@ -211,17 +251,48 @@ mod tests {
         repository(folder.path());
         let told = std::cell::RefCell::new(Vec::new());
         let mut search = search("v5", "v7");
-        search.build = "echo no compiler >&2; exit 1".into();
+        search.build =
+            "if grep -q '# 6' source; then echo no compiler >&2; exit 1; fi; sh build".into();
         let error = run(folder.path(), &search, &|words| {
             told.borrow_mut().push(words.to_owned());
         })
         .unwrap_err();
         assert!(error.is::<Inconclusive>(), "{error}");
         let told = told.into_inner();
+        assert_eq!(told[..2], ["v7: bad", "v5: good"]);
         assert!(
-            told[0].ends_with("commit 6: skipped, it does not build: no compiler"),
+            told[2].ends_with("commit 6: skipped, it does not build: no compiler"),
             "{told:?}"
         );
+    }
+
+    #[test]
+    fn an_end_that_is_not_what_was_said_of_it_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        repository(folder.path());
+        for (good, bad, why) in [
+            ("v1", "v5", "v5 is good, not bad"),
+            ("v7", "v8", "v7 is bad, not good"),
+            ("v3", "v8", "v3 cannot be judged"),
+        ] {
+            let error = run(folder.path(), &search(good, bad), &|_| {}).unwrap_err();
+            assert!(error.to_string().contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn revisions_share_the_images_that_there_are_and_leave_them() {
+        let folder = tempfile::tempdir().unwrap();
+        repository(folder.path());
+        std::fs::write(folder.path().join(".git/info/exclude"), ".elab\n").unwrap();
+        let images = folder.path().join(IMAGES);
+        std::fs::create_dir_all(&images).unwrap();
+        std::fs::write(images.join("session"), "").unwrap();
+        let mut search = search("v1", "v8");
+        search.build += &format!(" && [ -e {IMAGES}/session ]");
+        let found = run(folder.path(), &search, &|_| {}).unwrap();
+        assert!(found.contains("commit 6"), "{found}");
+        assert!(images.join("session").exists());
     }
 
     #[test]
