@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::evidence::fingerprint::Fingerprint;
 use crate::measure::statistics::quantile;
-use crate::report::book::Book;
+use crate::report::book::{Book, title};
 use crate::verdict::Verdict;
 
 /// Version of a line; fields are only added within a version.
@@ -81,11 +81,7 @@ impl Entry {
     /// Name and variant of the scenario.
     #[must_use]
     pub fn title(&self) -> String {
-        if self.variant.is_empty() {
-            self.scenario.clone()
-        } else {
-            format!("{} ({})", self.scenario, self.variant)
-        }
+        title(&self.scenario, &self.variant)
     }
 }
 

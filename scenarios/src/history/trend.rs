@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::Entry;
 use crate::evidence::fingerprint::Fingerprint;
 use crate::measure::statistics::Spread;
+use crate::report::book::title;
 use crate::verdict::Verdict;
 
 /// A scenario on one machine.
@@ -95,11 +96,7 @@ impl Trend {
     /// Name and variant of the scenario.
     #[must_use]
     pub fn title(&self) -> String {
-        if self.variant.is_empty() {
-            self.scenario.clone()
-        } else {
-            format!("{} ({})", self.scenario, self.variant)
-        }
+        title(&self.scenario, &self.variant)
     }
 
     /// The medians of a figure as a line of small bars, from zero; a point without it is a gap.

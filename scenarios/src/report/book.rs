@@ -168,11 +168,7 @@ impl ScenarioReport {
     /// Name and variant.
     #[must_use]
     pub fn title(&self) -> String {
-        if self.variant.is_empty() {
-            self.name.clone()
-        } else {
-            format!("{} ({})", self.name, self.variant)
-        }
+        title(&self.name, &self.variant)
     }
 
     /// The run with the longest pause for its user: the one to look at.
@@ -193,6 +189,15 @@ impl ScenarioReport {
             let (a, b) = (felt(a), felt(b));
             a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
         })
+    }
+}
+
+/// Name and variant of a scenario.
+pub(crate) fn title(name: &str, variant: &str) -> String {
+    if variant.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{name} ({variant})")
     }
 }
 

@@ -9,6 +9,7 @@ use super::chart::{escape, legend, waterfall};
 use super::run::RunReport;
 use super::{Report, player};
 use crate::evidence::cast::Recording;
+use crate::evidence::fingerprint::Fingerprint;
 use crate::measure::read_log;
 use crate::measure::statistics::quantile;
 use crate::verdict::Verdict;
@@ -571,12 +572,10 @@ fn steps(out: &mut String, run: &RunReport) {
     );
 }
 
-fn machine(out: &mut String, book: &Book) {
-    let machine = &book.machine;
-    draw!(
-        out,
-        r#"<p class="foot">elab {} on {} × {} with {} MiB, Linux {}, QEMU {} with {}, {:.1} times slower than the reference machine, load {:.1} when it began. Hypervisor image sha256 <code>{}</code>.<br>Made by <code>{}</code>.</p>"#,
-        escape(&machine.elab),
+/// What a run was made on, as the end of a sentence.
+pub(super) fn environment(machine: &Fingerprint) -> String {
+    format!(
+        "{} × {} with {} MiB, Linux {}, QEMU {} with {}, {:.1} times slower than the reference machine, load {:.1} when it began.",
         machine.cpus,
         escape(&machine.cpu),
         machine.memory_mib,
@@ -585,6 +584,16 @@ fn machine(out: &mut String, book: &Book) {
         escape(&machine.accelerator),
         machine.factor,
         machine.load,
+    )
+}
+
+fn machine(out: &mut String, book: &Book) {
+    let machine = &book.machine;
+    draw!(
+        out,
+        r#"<p class="foot">elab {} on {} Hypervisor image sha256 <code>{}</code>.<br>Made by <code>{}</code>.</p>"#,
+        escape(&machine.elab),
+        environment(machine),
         escape(machine.image.get(..16).unwrap_or(&machine.image)),
         escape(&book.command)
     );

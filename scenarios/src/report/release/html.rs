@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::super::book::ScenarioReport;
 use super::super::chart::{escape, legend, waterfall};
-use super::super::page::{Dots, METHOD, STYLE, shown, strips, table};
+use super::super::page::{Dots, METHOD, STYLE, environment, shown, strips, table};
 use super::super::{Migration, Report};
 use super::{Release, Row};
 use crate::history::calendar;
@@ -219,17 +219,10 @@ fn machine(out: &mut String, release: &Release) {
     let machine = &release.book.machine;
     draw!(
         out,
-        r#"<p class="foot">Built from {} as elab {}; run on {} × {} with {} MiB, Linux {}, QEMU {} with {}, {:.1} times slower than the reference machine, load {:.1} when it began.</p>"#,
+        r#"<p class="foot">Built from {} as elab {}; run on {}</p>"#,
         escape(commit(&release.commit)),
         escape(&machine.elab),
-        machine.cpus,
-        escape(&machine.cpu),
-        machine.memory_mib,
-        escape(&machine.kernel),
-        escape(&machine.qemu),
-        escape(&machine.accelerator),
-        machine.factor,
-        machine.load,
+        environment(machine),
     );
 }
 
