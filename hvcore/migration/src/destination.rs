@@ -17,16 +17,17 @@ use alloc::{
     vec::Vec,
 };
 
-use guest_memory::GuestMemory;
 use host_protocol::{
-    HostEvent, MigrationConfig, Phase, Role, VmConfig, VmId,
+    HostEvent, MigrationConfig, Phase, Role, VmId,
     auth::{Nonce, PoolKey, Purpose},
 };
-use vdi::{DiskState, StorageError};
+use vdi::StorageError;
 
 use crate::{
     hash::MemoryHash,
-    wire::{self, Decoder, FinalState, FromDestination, FromSource, Message, Snapshot},
+    outbox::Outbox,
+    vm::DestinationVm,
+    wire::{self, Decoder, FinalState, FromDestination, FromSource, Message},
 };
 
 /// Whoever has connected must have proved itself within this time.
@@ -46,51 +47,6 @@ const HASH_STRIDE: usize = 64;
 
 /// Messages handled between two looks at the clock.
 const STRIDE: usize = 4;
-
-/// What a destination does to its guest.
-pub trait DestinationVm {
-    /// The host's clock.
-    fn now_ns(&self) -> u64;
-    /// Begins to build the VM: memory, machine, disks.
-    ///
-    /// # Errors
-    /// A sentence for people: the VM does not fit, or is here already.
-    fn build(&mut self, vm: &VmConfig) -> Result<(), String>;
-    /// Whether it is built.
-    ///
-    /// # Errors
-    /// A sentence for people: it cannot be.
-    fn is_built(&mut self) -> Result<bool, String>;
-    /// The guest's RAM, zeroed when it was built.
-    fn memory(&self) -> &GuestMemory;
-    /// Begins to run a copy of the guest in its RAM, as `snapshot` says. Whatever it sends or writes elsewhere is
-    /// thrown away.
-    ///
-    /// # Errors
-    /// A sentence for people: the state does not fit this host.
-    fn rehearse(&mut self, snapshot: &Snapshot) -> Result<(), String>;
-    /// Gives the copy a frame that the guest has received.
-    fn deliver_to_copy(&mut self, nic: usize, frame: &[u8]);
-    /// When the rehearsal is over, the pages it has changed. Nothing else of it is left then.
-    fn rehearsed(&mut self) -> Option<Vec<u32>>;
-    /// Loads the final state.
-    ///
-    /// # Errors
-    /// A sentence for people: the state does not fit this host.
-    fn restore(&mut self, snapshot: &Snapshot, disks: &[Option<DiskState>]) -> Result<(), String>;
-    /// Begins to take the next lease of the guest's disks, the deciding one first; the result is for
-    /// [`Destination::on_taken`]. False when all are taken.
-    fn take_lease(&mut self) -> bool;
-    /// Sets the guest's clock `elapsed_ns` after the reading in `snapshot`, announces the guest if `announce`,
-    /// and lets its vCPUs run.
-    fn resume(&mut self, snapshot: &Snapshot, elapsed_ns: u64, announce: bool);
-    /// Delivers a frame that the source forwarded.
-    fn deliver(&mut self, nic: usize, frame: &[u8]);
-    /// Lets frames that arrived directly reach the guest.
-    fn release_direct_frames(&mut self);
-    /// Throws the VM away; nothing of it was ever here.
-    fn discard(&mut self);
-}
 
 /// How it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,8 +102,7 @@ pub struct Destination {
     frames: Vec<(u8, Vec<u8>)>,
     frames_ended: bool,
     decoder: Decoder,
-    unsent: Vec<u8>,
-    sent: usize,
+    outbox: Outbox,
     connected: bool,
     proof_until_ns: u64,
     events: Vec<(u64, HostEvent)>,
@@ -166,8 +121,7 @@ impl Destination {
             frames: Vec::new(),
             frames_ended: false,
             decoder: Decoder::default(),
-            unsent: Vec::new(),
-            sent: 0,
+            outbox: Outbox::default(),
             connected: true,
             proof_until_ns: now_ns + PROOF_TIMEOUT_NS,
             events: Vec::new(),
@@ -217,21 +171,13 @@ impl Destination {
 
     /// Fills `room` with what is to be sent; gives the number of bytes.
     pub fn transmit(&mut self, room: &mut [u8]) -> usize {
-        let rest = &self.unsent[self.sent..];
-        let length = rest.len().min(room.len());
-        room[..length].copy_from_slice(&rest[..length]);
-        self.sent += length;
-        if self.sent == self.unsent.len() {
-            self.unsent.clear();
-            self.sent = 0;
-        }
-        length
+        self.outbox.transmit(room)
     }
 
     /// Whether all that was said has been handed to the socket.
     #[must_use]
     pub fn is_sent(&self) -> bool {
-        self.unsent.is_empty()
+        self.outbox.is_empty()
     }
 
     /// How it ended, once it has.
@@ -600,7 +546,7 @@ impl Destination {
 
     fn send(&mut self, message: &FromDestination) {
         if self.connected {
-            wire::encode(message, &mut self.unsent);
+            self.outbox.message(message);
         }
     }
 }

@@ -48,17 +48,22 @@
 extern crate alloc;
 
 mod checkpoint;
+mod copier;
 mod destination;
 #[cfg(test)]
 mod golden_tests;
 mod harvest;
 mod hash;
+mod outbox;
 mod page_hash;
+mod rounds;
 mod source;
+mod vm;
 mod wire;
 
 pub use checkpoint::{CheckpointReader, CheckpointStep, CheckpointWriter};
-pub use destination::{Destination, DestinationOutcome, DestinationVm};
+pub use destination::{Destination, DestinationOutcome};
 pub use hash::MemoryHash;
-pub use source::{Source, SourceOutcome, SourceVm};
+pub use source::{Source, SourceOutcome};
+pub use vm::{DestinationVm, SourceVm};
 pub use wire::{FinalState, FromDestination, FromSource, Snapshot, WireError};

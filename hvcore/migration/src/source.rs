@@ -9,39 +9,31 @@
 //! It knows no socket and no hypervisor: bytes go in and out, and the guest is behind [`SourceVm`].
 
 use alloc::{
-    collections::BTreeMap,
     format,
     string::{String, ToString},
     vec::Vec,
 };
 
-use guest_memory::{GuestMemory, PAGE_SIZE, PageSet};
+use guest_memory::GuestMemory;
 use host_protocol::{
-    HostEvent, MigrationConfig, Phase, Role, Round, VmConfig,
+    HostEvent, MigrationConfig, Phase, Role, VmConfig,
     auth::{Nonce, PoolKey, Purpose},
 };
-use vdi::{DiskState, StorageError};
+use vdi::StorageError;
 
 use crate::{
+    copier::Copier,
     harvest::{Harvest, Tracker},
-    hash::{MemoryHash, is_zero},
-    page_hash::PageHash,
-    wire::{
-        self, BatchWriter, Decoder, FinalState, FromDestination, FromSource, Message, Page,
-        Snapshot,
-    },
+    hash::MemoryHash,
+    outbox::Outbox,
+    rounds::Rounds,
+    vm::SourceVm,
+    wire::{Decoder, FinalState, FromDestination, FromSource, Message},
 };
 
 /// Bytes made ready for the socket beyond its own buffer: what is sent between two turns of the guest, about half a
 /// millisecond's worth.
 const MAX_UNSENT: usize = 64 << 10;
-
-/// A round that leaves more than this share of its predecessor's dirty pages has not got closer.
-const PROGRESS_NUMERATOR: usize = 3;
-const PROGRESS_DENOMINATOR: usize = 4;
-
-/// After so many rounds that got no closer, waiting longer gives no shorter pause.
-const MAX_STALLED_ROUNDS: u32 = 3;
 
 /// The rehearsal comes with the first round of so few pages that they can be copied in one go, in a few milliseconds in
 /// which the guest does not run: pages and snapshot are then of one moment. A copy whose stacks are older than its
@@ -60,41 +52,8 @@ const VERIFY_TIMEOUT_NS: u64 = 60_000_000_000;
 /// Frames are forwarded until the network has been seen to know better, but no longer than this.
 const FORWARD_NS: u64 = 1_000_000_000;
 
-/// Pages copied between two looks at the clock.
-const STRIDE: usize = 16;
-
 /// Pages hashed in one step.
 const HASH_STRIDE: usize = 64;
-
-/// What a source does to its guest.
-pub trait SourceVm {
-    /// The host's clock.
-    fn now_ns(&self) -> u64;
-    /// The guest's RAM.
-    fn memory(&self) -> &GuestMemory;
-    /// Moves the dirty marks of the nested page tables into `into` and clears them.
-    fn harvest_dirty(&mut self, into: &mut PageSet);
-    /// vCPUs and devices as they are now.
-    fn snapshot(&mut self) -> Snapshot;
-    /// From now on, what the guest receives is also given to [`Source::forward`], as long as
-    /// [`Source::takes_copies`].
-    fn copy_frames(&mut self);
-    /// The guest still runs, but not for long: does what makes the drain short.
-    fn settle(&mut self);
-    /// Stops the vCPUs.
-    fn stop(&mut self);
-    /// Stops the devices: nothing new is begun, what has begun ends. True when all has ended. Called until then.
-    fn drain(&mut self) -> bool;
-    /// The state of the drained disks.
-    ///
-    /// # Errors
-    /// A sentence for people; the guest then runs on here.
-    fn disks(&mut self) -> Result<Vec<Option<DiskState>>, String>;
-    /// Begins to take the deciding lease back; the result is for [`Source::on_taken`].
-    fn reclaim(&mut self);
-    /// The guest runs on here.
-    fn resume(&mut self);
-}
 
 /// How it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,23 +91,14 @@ pub struct Source {
     config: MigrationConfig,
     state: State,
     tracker: Tracker,
-    /// Pages the destination has with content: where a page became zero, it must be told.
-    filled: PageSet,
-    round: Round,
-    round_began_ns: u64,
-    round_sent_ns: u64,
-    last_dirty: usize,
-    stalled_rounds: u32,
-    /// Shortest time from the end of a round to its confirmation: about one round trip.
-    round_trip_ns: u64,
+    /// Of the guest's RAM.
+    pages: usize,
+    copier: Copier,
+    rounds: Rounds,
     deadline_ns: u64,
     hash: Option<[u8; 32]>,
     decoder: Decoder,
-    writer: BatchWriter,
-    /// Contents sent in the first round, in which no page is sent twice: so the destination has them still.
-    known: BTreeMap<PageHash, u32>,
-    unsent: Vec<u8>,
-    sent: usize,
+    outbox: Outbox,
     /// The rehearsal has been sent, and its end is awaited.
     rehearsing: bool,
     rehearsed: bool,
@@ -177,20 +127,13 @@ impl Source {
             config,
             state: State::Connecting,
             tracker: Tracker::new(pages),
-            filled: PageSet::new(pages),
-            round: Round::default(),
-            round_began_ns: now_ns,
-            round_sent_ns: now_ns,
-            last_dirty: pages,
-            stalled_rounds: 0,
-            round_trip_ns: u64::MAX,
+            pages,
+            copier: Copier::new(pages),
+            rounds: Rounds::new(pages, now_ns),
             deadline_ns,
             hash: None,
             decoder: Decoder::default(),
-            writer: BatchWriter::default(),
-            known: BTreeMap::new(),
-            unsent: Vec::new(),
-            sent: 0,
+            outbox: Outbox::default(),
             rehearsing: false,
             rehearsed: false,
             connected: false,
@@ -224,26 +167,13 @@ impl Source {
 
     /// Fills `room` with what is to be sent; gives the number of bytes.
     pub fn transmit(&mut self, room: &mut [u8]) -> usize {
-        // A message that is still being filled changes at its beginning.
-        let end = self.writer.finished(&self.unsent);
-        let rest = &self.unsent[self.sent..end];
-        let length = rest.len().min(room.len());
-        room[..length].copy_from_slice(&rest[..length]);
-        self.sent += length;
-        // Moved up now and then: pages are added while others are sent, so it may never be empty
-        // before the end, and must not grow with the guest.
-        if self.sent == self.unsent.len() || self.sent >= MAX_UNSENT {
-            self.unsent.drain(..self.sent);
-            self.writer.moved_up(self.sent);
-            self.sent = 0;
-        }
-        length
+        self.outbox.transmit(room)
     }
 
     /// Whether all that was said has been handed to the socket.
     #[must_use]
     pub fn is_sent(&self) -> bool {
-        self.unsent.is_empty()
+        self.outbox.is_empty()
     }
 
     /// Asks for the migration to be given up. Too late after the commit point: the guest has moved then, as if nobody had asked.
@@ -339,8 +269,7 @@ impl Source {
     #[must_use]
     pub fn wants_cpu(&self) -> bool {
         match self.state {
-            // The message that is being filled cannot leave yet, so it does not count.
-            State::Copying { .. } => self.writer.finished(&self.unsent) - self.sent < MAX_UNSENT,
+            State::Copying { .. } => self.outbox.waiting() < MAX_UNSENT,
             State::Hashing(_) => true,
             _ => false,
         }
@@ -442,7 +371,7 @@ impl Source {
                 self.begin_round(now, 0, harvest);
             }
             (State::Confirming, FromDestination::RoundApplied { number, spoilt })
-                if number == self.round.number =>
+                if number == self.rounds.current.number =>
             {
                 self.rehearsing = false;
                 match self.take_back(&spoilt) {
@@ -514,28 +443,19 @@ impl Source {
     fn take_back(&mut self, spoilt: &[u32]) -> Result<(), String> {
         for page in spoilt {
             let page = *page as usize;
-            if page >= self.filled.bound() {
+            if page >= self.pages {
                 return Err(format!(
                     "the destination spoke of page {page}, beyond the guest's RAM"
                 ));
             }
             self.tracker.owe(page);
-            // Even if it is zero here: it no longer is there.
-            self.filled.insert(page);
+            self.copier.spoil(page);
         }
         Ok(())
     }
 
-    fn count_round(&mut self, now: u64, number: u32) {
-        self.round = Round {
-            number,
-            ..Round::default()
-        };
-        self.round_began_ns = now;
-    }
-
     fn begin_round(&mut self, now: u64, number: u32, harvest: Harvest) {
-        self.count_round(now, number);
+        self.rounds.begin(number, now);
         self.state = State::Copying {
             harvest,
             last: false,
@@ -545,24 +465,18 @@ impl Source {
     /// The destination has all pages of a round: another one, or the stop?
     fn round_ended(&mut self, vm: &mut impl SourceVm) {
         let now = vm.now_ns();
-        self.round_trip_ns = self.round_trip_ns.min(now - self.round_sent_ns);
+        self.rounds.confirmed(now);
         let harvest = self.harvest(vm);
         let dirty = harvest.len();
         self.report_round(now, dirty);
-        let next = self.round.number + 1;
+        let next = self.rounds.current.number + 1;
         let rehearse = self.config.rehearse && !self.rehearsed && dirty <= REHEARSAL_PAGES;
         if rehearse && next < self.config.max_rounds {
             self.begin_rehearsal(vm, next, harvest);
             return;
         }
-        if dirty * PROGRESS_DENOMINATOR > self.last_dirty * PROGRESS_NUMERATOR {
-            self.stalled_rounds += 1;
-        } else {
-            self.stalled_rounds = 0;
-        }
-        self.last_dirty = dirty;
-        let converged =
-            dirty <= self.config.stop_pages as usize || self.stalled_rounds >= MAX_STALLED_ROUNDS;
+        let stalled = self.rounds.have_stalled(dirty);
+        let converged = stalled || dirty <= self.config.stop_pages as usize;
         if converged || next >= self.config.max_rounds {
             self.tracker.give_back(harvest);
             vm.stop();
@@ -580,7 +494,7 @@ impl Source {
     /// A round in one go, and the snapshot that belongs to it.
     fn begin_rehearsal(&mut self, vm: &mut impl SourceVm, number: u32, mut harvest: Harvest) {
         vm.settle();
-        self.count_round(vm.now_ns(), number);
+        self.rounds.begin(number, vm.now_ns());
         while !self.copy_pages(vm.memory(), &mut harvest) {}
         harvest.commit();
         self.rehearsed = true;
@@ -595,7 +509,7 @@ impl Source {
         let now = vm.now_ns();
         self.mark(now, Phase::LastPages, String::new());
         let harvest = self.harvest(vm);
-        self.begin_round(now, self.round.number + 1, harvest);
+        self.begin_round(now, self.rounds.current.number + 1, harvest);
         if let State::Copying { last, .. } = &mut self.state {
             *last = true;
         }
@@ -636,38 +550,8 @@ impl Source {
 
     /// Copies a few pages. True when the harvest is empty.
     fn copy_pages(&mut self, memory: &GuestMemory, harvest: &mut Harvest) -> bool {
-        let mut content = [0; PAGE_SIZE];
-        for _ in 0..STRIDE {
-            let Some(page) = harvest.take() else {
-                self.writer.finish(&mut self.unsent);
-                return true;
-            };
-            let number = u32::try_from(page).expect("guests have less than 16 TiB");
-            memory.read_page(page, &mut content);
-            let what = if is_zero(&content) {
-                self.round.zero_pages += 1;
-                // The destination's RAM begins as zeroes, so only a page it has content for is worth a word.
-                if !self.filled.remove(page) {
-                    continue;
-                }
-                Page::Zero
-            } else {
-                self.round.pages += 1;
-                self.filled.insert(page);
-                let hash = PageHash::of(&content);
-                match self.known.get(&hash) {
-                    Some(same) if self.round.number == 0 => Page::SameAs(*same),
-                    _ => {
-                        if self.round.number == 0 {
-                            self.known.insert(hash, number);
-                        }
-                        Page::Content(&content, hash)
-                    }
-                }
-            };
-            self.round.bytes += self.writer.push(&mut self.unsent, number, what) as u64;
-        }
-        false
+        self.copier
+            .copy(memory, harvest, &mut self.rounds.current, &mut self.outbox)
     }
 
     fn pages_sent(&mut self, vm: &mut impl SourceVm, last: bool) {
@@ -682,14 +566,14 @@ impl Source {
             }
             return;
         }
-        self.known.clear();
+        self.copier.end_round();
         self.end_round(now);
     }
 
     fn end_round(&mut self, now: u64) {
-        self.round_sent_ns = now;
+        self.rounds.sent(now);
         self.send(&FromSource::EndOfRound {
-            number: self.round.number,
+            number: self.rounds.current.number,
         });
         self.state = State::Confirming;
     }
@@ -719,7 +603,7 @@ impl Source {
         self.send(&FromSource::Final(FinalState {
             snapshot,
             disks,
-            transit_ns: self.round_trip_ns / 2,
+            transit_ns: self.rounds.transit_ns(),
             hash: self.hash,
         }));
         let allowed = if self.config.verify {
@@ -733,13 +617,11 @@ impl Source {
     }
 
     fn report_round(&mut self, now: u64, dirty_after: usize) {
-        self.round.duration_ns = now - self.round_began_ns;
-        self.round.dirty_after = u32::try_from(dirty_after).expect("guests have less than 16 TiB");
         self.events.push((
             now,
             HostEvent::Round {
                 vm: self.vm.id,
-                round: self.round,
+                round: self.rounds.report(now, dirty_after),
             },
         ));
     }
@@ -811,8 +693,7 @@ impl Source {
 
     fn send(&mut self, message: &FromSource) {
         if self.connected {
-            self.writer.finish(&mut self.unsent);
-            wire::encode(message, &mut self.unsent);
+            self.outbox.message(message);
         }
     }
 }
