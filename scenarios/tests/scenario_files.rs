@@ -134,3 +134,20 @@ fn a_matrix_makes_every_combination() {
         format!("{:?}", variants[2].scenario.steps)
     );
 }
+
+#[test]
+fn a_name_is_a_scenario_and_a_wrong_one_is_told_what_may_have_been_meant() {
+    let (text, variants) = scenario::find("demo").unwrap();
+    assert_eq!(text, library::find("demo").unwrap().text);
+    assert_eq!(variants.len(), 1);
+
+    let said = |word: &str| scenario::find(word).unwrap_err().to_string();
+    assert!(
+        said("demoo").contains("did you mean `demo`?"),
+        "{}",
+        said("demoo")
+    );
+    assert!(said("nothing-like-it").contains("`elab list`"));
+    assert!(said("demoo.toml").contains("cannot be read"));
+    assert!(said("/nowhere/demo").contains("cannot be read"));
+}

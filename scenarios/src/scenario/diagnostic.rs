@@ -48,19 +48,22 @@ impl Diagnostic {
     }
 }
 
+/// The one of `known` that may have been meant by a word that is none of them.
+pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let (distance, candidate) = known
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
+        .min_by_key(|(distance, _)| *distance)?;
+    // Two of five letters wrong is a slip; more is another word.
+    (distance * 5 <= word.chars().count().max(3) * 2).then_some(candidate)
+}
+
 /// "did you mean" for a word that is not one of `known`, or the list of them.
 pub(crate) fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     let known: Vec<_> = known.into_iter().collect();
-    let nearest = known
-        .iter()
-        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
-        .min_by_key(|(distance, _)| *distance);
-    match nearest {
-        // Two of five letters wrong is a slip; more is another word.
-        Some((distance, candidate)) if distance * 5 <= word.chars().count().max(3) * 2 => {
-            format!("did you mean `{candidate}`?")
-        }
-        _ => format!("known are: {}", known.join(", ")),
+    match nearest(word, known.iter().copied()) {
+        Some(candidate) => format!("did you mean `{candidate}`?"),
+        None => format!("known are: {}", known.join(", ")),
     }
 }
 

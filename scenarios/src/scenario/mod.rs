@@ -151,6 +151,35 @@ pub fn read(path: &Path) -> Result<(String, Vec<Variant>), ScenarioError> {
     Ok((text, variants))
 }
 
+/// Reads and checks what a word stands for: a scenario file, or a scenario that comes with the program.
+///
+/// # Errors
+/// All that is wrong with it, or that there is none.
+pub fn find(word: &str) -> Result<(String, Vec<Variant>), ScenarioError> {
+    let path = Path::new(word);
+    match library::find(word) {
+        Some(included) if !path.is_file() => {
+            let variants = parse(word, included.text)?;
+            Ok((included.text.into(), variants))
+        }
+        // Whoever means a file writes a path, or the end of its name.
+        None if path.components().count() == 1 && path.extension().is_none() && !path.exists() => {
+            let names = library::ALL.iter().map(|one| one.name);
+            let help = match diagnostic::nearest(word, names) {
+                Some(name) => format!("did you mean `{name}`?"),
+                None => "`elab list` names them".into(),
+            };
+            let message = "no such file, and no scenario of this name comes with the program";
+            Err(ScenarioError {
+                file: word.into(),
+                text: String::new(),
+                diagnostics: vec![Diagnostic::new(0..0, message).help(Some(help))],
+            })
+        }
+        _ => read(path),
+    }
+}
+
 /// The JSON schema of scenario files.
 #[must_use]
 pub fn schema() -> serde_json::Value {

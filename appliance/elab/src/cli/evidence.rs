@@ -12,7 +12,7 @@ use scenarios::evidence::archive;
 use scenarios::evidence::cast::{Recording, markers};
 use scenarios::report::book::Book;
 use scenarios::report::{junit, markdown, screen};
-use scenarios::scenario::{self, library};
+use scenarios::scenario;
 
 use super::run::progress;
 use super::scenario::say;
@@ -131,16 +131,12 @@ pub fn compare(arguments: &CompareArguments) -> Result<ExitCode> {
         }
         (None, None) => {
             let (a, b) = (Arm::of(&arguments.a)?, Arm::of(&arguments.b)?);
-            let (file, text) = match library::find(&arguments.scenario) {
-                Some(included) => (included.name.to_owned(), included.text.to_owned()),
-                None => {
-                    let path = Path::new(&arguments.scenario);
-                    (arguments.scenario.clone(), scenario::read(path)?.0)
-                }
-            };
-            let variants = scenario::parse(&file, &text)?;
+            let (_, variants) = scenario::find(&arguments.scenario)?;
             let [variant] = &variants[..] else {
-                bail!("{file} has a matrix; compare one combination at a time");
+                bail!(
+                    "{} has a matrix; compare one combination at a time",
+                    arguments.scenario
+                );
             };
             arms::run(
                 [&a, &b],

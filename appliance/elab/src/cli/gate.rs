@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use scenarios::gate::quarantine::Quarantine;
 use scenarios::gate::{self, Decision, Trial};
 use scenarios::history::calendar;
-use scenarios::scenario::{self, Scenario, library};
+use scenarios::scenario::{self, Scenario};
 
 use super::run::progress;
 use crate::scenario_run::arms::{self, Arm};
@@ -108,14 +108,10 @@ fn decide(
 }
 
 fn one_scenario(word: &str) -> Result<Scenario> {
-    let (file, text) = match library::find(word) {
-        Some(included) => (included.name.to_owned(), included.text.to_owned()),
-        None => (word.to_owned(), scenario::read(Path::new(word))?.0),
-    };
-    let mut variants = scenario::parse(&file, &text)?;
+    let (_, mut variants) = scenario::find(word)?;
     match variants.len() {
         1 => Ok(variants.remove(0).scenario),
-        _ => bail!("{file} has a matrix; a gate takes one combination at a time"),
+        _ => bail!("{word} has a matrix; a gate takes one combination at a time"),
     }
 }
 

@@ -179,11 +179,10 @@ fn choose(arguments: &RunArguments) -> Result<Vec<Chosen>> {
     words
         .into_iter()
         .map(|word| {
-            let (file, text) = read(&word)?;
-            let mut variants = scenario::parse(&file, &text)?;
+            let (text, mut variants) = scenario::find(&word)?;
             if !arguments.settings.is_empty() {
                 let settings = arguments.settings.clone();
-                let scenario = scenario::parse_with(&file, &text, &settings)?;
+                let scenario = scenario::parse_with(&word, &text, &settings)?;
                 variants = vec![Variant {
                     scenario,
                     words: settings.join(" "),
@@ -197,19 +196,6 @@ fn choose(arguments: &RunArguments) -> Result<Vec<Chosen>> {
             })
         })
         .collect()
-}
-
-/// The text of a scenario, by file or by name.
-fn read(word: &str) -> Result<(String, String)> {
-    match library::find(word) {
-        Some(included) if !Path::new(word).is_file() => {
-            Ok((included.name.into(), included.text.into()))
-        }
-        _ => {
-            let (text, _) = scenario::read(Path::new(word))?;
-            Ok((word.into(), text))
-        }
-    }
 }
 
 /// `elab run`.
