@@ -25,6 +25,10 @@
 //! - Its restart: only the host that moved the epoch of the pool's own lease decides, and of two hosts that are told to start a VM, one
 //!   gets its leases.
 //!
+//! All this asks one thing of a host's clock: it may be set, far ahead or back, but it must not stand still while the host does. A host
+//! whose clock stood still with it (an emulator that was halted together with its time) has nothing by which to see it until a
+//! message comes. It can then be heard for a moment, and writes nothing.
+//!
 //! # Who goes on
 //!
 //! Hosts that reach the storage see each other there, whatever becomes of the network between them: they are one

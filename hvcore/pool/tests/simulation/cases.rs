@@ -123,15 +123,20 @@ pub fn run_with(
     }
 }
 
-/// Prints what the pools of a run told people.
+/// Prints what was done to the pools of a run, and what they told people.
 pub fn history(world: &World) {
-    for told in &world.told {
-        let at = (told.at - SECOND) as f64 / 1e9;
-        println!(
-            "{at:9.3} h{} {}",
-            told.host + 1,
-            told.event.explain(&world.config)
-        );
+    let done = world.done.iter().map(|(at, host, what)| {
+        let line = format!("h{} ----- {what}", host + 1);
+        (*at, line)
+    });
+    let told = world.told.iter().map(|told| {
+        let line = format!("h{} {}", told.host + 1, told.event.explain(&world.config));
+        (told.at, line)
+    });
+    let mut lines: Vec<_> = done.chain(told).collect();
+    lines.sort_by_key(|(at, _)| *at);
+    for (at, line) in lines {
+        println!("{:9.3} {line}", (at - SECOND) as f64 / 1e9);
     }
     for (number, host) in (1..).zip(&world.hosts) {
         let status = host.pool.as_ref().map(pool::Pool::status);

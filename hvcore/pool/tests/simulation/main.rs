@@ -1,11 +1,11 @@
 //! Thousands of pools that live through everything, in virtual time; a seed reproduces each of them.
 //!
 //! `POOL_SEEDS` says how many runs (default 10,000), `POOL_FIRST_SEED` where to begin, `POOL_THREADS` how many at once. With
-//! `POOL_HISTORY` set, each run prints what its pools told people.
+//! `POOL_HISTORY` set, each run prints what was done to its pools, and what they told people.
 
-mod alone;
 mod cases;
 mod controls;
+mod found;
 mod storage;
 mod world;
 

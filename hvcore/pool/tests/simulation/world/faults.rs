@@ -12,6 +12,11 @@ impl World {
         self.hosts[host].pool.is_some()
     }
 
+    /// Notes it for the history.
+    pub(super) fn did(&mut self, host: usize, what: String) {
+        self.done.push((self.now, host, what));
+    }
+
     pub fn boot(&mut self, host: usize) {
         if self.is_up(host) {
             return;
@@ -24,6 +29,7 @@ impl World {
         it.pool = Some(pool);
         it.frozen_until = 0;
         let life = it.life;
+        self.did(host, "boots".into());
         self.turn(host);
         let at = self.now + self.rng.u64(0..200 * MS);
         self.at(at, What::GuestWrites { host, life });
@@ -32,6 +38,7 @@ impl World {
     /// The plug is pulled. What was on its way to the storage may still arrive.
     pub fn pull(&mut self, host: usize) {
         let late = self.rng.bool();
+        self.did(host, "loses power".into());
         let it = &mut self.hosts[host];
         it.pool = None;
         it.copies.clear();
@@ -44,17 +51,33 @@ impl World {
 
     pub fn freeze(&mut self, host: usize, duration: u64) {
         if self.is_up(host) {
+            if self.hosts[host].clock_set_back {
+                self.turn(host);
+            }
             let until = self.now + duration;
             self.hosts[host].frozen_until = until;
+            self.did(host, format!("stands still for {} ms", duration / MS));
             self.at(until, What::Thaw { host });
         }
     }
 
+    /// A clock that is set back shows it: the host has not stood still meanwhile for as long. One that stands still for as
+    /// long as its host does is what no host can see, and no pool can bear (see `found.rs`).
     pub fn jump_clock(&mut self, host: usize, by_ms: i64) {
+        if by_ms >= 0 || self.hosts[host].frozen_until <= self.now {
+            self.set_clock(host, by_ms);
+            self.hosts[host].clock_set_back |= by_ms < 0;
+        }
+    }
+
+    /// The same, whatever the host does.
+    pub fn set_clock(&mut self, host: usize, by_ms: i64) {
+        self.did(host, format!("has its clock set by {by_ms} ms"));
         self.hosts[host].clock_offset += by_ms * MS as i64;
     }
 
     pub fn cut_storage(&mut self, host: usize, cut: bool) {
+        self.did(host, format!("storage cut: {cut}"));
         self.hosts[host].storage_cut = cut;
         if !cut {
             self.release_waiting(host);
@@ -62,6 +85,7 @@ impl World {
     }
 
     pub fn storage_outage(&mut self, out: bool) {
+        self.did(0, format!("storage out for all: {out}"));
         self.storage_out = out;
         if !out {
             (0..self.hosts.len()).for_each(|host| self.release_waiting(host));
@@ -91,58 +115,11 @@ impl World {
             return;
         }
         let byte = self.rng.usize(0..600);
+        self.did(host, "its slot is damaged".into());
         self.storage.slots[host][byte] ^= 1 << self.rng.u8(0..8);
     }
 
     pub fn inject(&mut self, to: usize, bytes: Rc<[u8]>) {
         self.at(self.now, What::Frame { to, bytes });
-    }
-
-    /// Somebody starts a VM by command.
-    pub fn start_by_hand(&mut self, host: usize, vm: VmIndex) {
-        let local = self.local(host);
-        if let Some(pool) = &mut self.hosts[host].pool {
-            pool.set_vm(local, vm, Some(VmReport::Starting));
-            self.request(host, Request::Open { vm, attempt: 0 });
-            self.turn(host);
-        }
-    }
-
-    /// A migration up to its commit point: the source stands still, the destination takes the lease.
-    pub fn migrate(&mut self, from: usize, to: usize, vm: VmIndex) {
-        let Some(copy) = self.hosts[from].copies.get(&vm).copied() else {
-            return;
-        };
-        if !copy.running || !self.is_up(to) || self.hosts[to].copies.contains_key(&vm) {
-            return;
-        }
-        let local = self.local(to);
-        let Some(pool) = &mut self.hosts[to].pool else {
-            return;
-        };
-        pool.set_vm(local, vm, Some(VmReport::Starting));
-        if let Some(copy) = self.hosts[from].copies.get_mut(&vm) {
-            copy.running = false;
-        }
-        let expected = copy.epoch;
-        // The last pages may never arrive.
-        if self.rng.u8(0..4) != 0 {
-            self.request(to, Request::TakeOver { vm, expected });
-        }
-        let life = self.hosts[from].life;
-        self.at(
-            self.now + SECOND,
-            What::SourceAsks {
-                host: from,
-                life,
-                vm,
-            },
-        );
-        let life = self.hosts[to].life;
-        self.at(
-            self.now + 3 * SECOND,
-            What::SourceAsks { host: to, life, vm },
-        );
-        self.turn(to);
     }
 }

@@ -1,5 +1,6 @@
 //! A simulated pool: hosts with clocks of their own, links, a storage server, and guests that write.
 
+mod copies;
 mod faults;
 
 use std::{
@@ -16,6 +17,7 @@ use pool::{
 };
 
 use crate::storage::Storage;
+use copies::{Copy, Stage, ToCopy};
 
 pub const MS: u64 = 1_000_000;
 pub const SECOND: u64 = 1000 * MS;
@@ -46,6 +48,7 @@ pub enum Request {
     /// Opening a VM's disk before it starts.
     Open {
         vm: VmIndex,
+        number: u64,
         attempt: u16,
     },
     /// A guest's own write.
@@ -56,6 +59,7 @@ pub enum Request {
     /// The commit point of a migration, or the source that asks whether it was passed.
     TakeOver {
         vm: VmIndex,
+        number: u64,
         expected: u64,
     },
 }
@@ -64,9 +68,9 @@ enum Answer {
     Read(Token, Vec<u8>),
     Written(Token),
     Lease(Token, LeaseAnswer),
-    Opened(VmIndex, u16, Option<u64>),
+    Opened(VmIndex, u64, u16, Option<u64>),
     Stale(VmIndex, u64),
-    TakenOver(VmIndex, Option<u64>),
+    TakenOver(VmIndex, u64, Option<u64>),
 }
 
 enum What {
@@ -93,27 +97,15 @@ enum What {
         host: usize,
         life: u32,
     },
-    Booted {
-        host: usize,
-        life: u32,
-        vm: VmIndex,
-    },
     Thaw {
         host: usize,
     },
-    /// The source of a migration waits no longer.
-    SourceAsks {
+    ToCopy {
         host: usize,
-        life: u32,
         vm: VmIndex,
+        number: u64,
+        what: ToCopy,
     },
-}
-
-/// A copy of a VM on a host.
-#[derive(Clone, Copy, Debug)]
-pub struct Copy {
-    pub epoch: u64,
-    pub running: bool,
 }
 
 /// A host.
@@ -130,6 +122,8 @@ pub struct Host {
     /// Parts per million that its clock is fast.
     ppm: i64,
     clock_offset: i64,
+    /// Its clock was set back, and it has not looked at it since.
+    clock_set_back: bool,
     pub copies: BTreeMap<VmIndex, Copy>,
     pub storage_cut: bool,
     /// Requests that wait for the storage link.
@@ -164,10 +158,14 @@ pub struct World {
     /// Longest time a host takes to notice that something is due.
     pub lateness: u64,
     pub told: Vec<Told>,
+    /// What was done to hosts from outside, for the history.
+    pub done: Vec<(u64, usize, String)>,
     /// Frames that an eavesdropper has kept.
     pub overheard: Option<Vec<Rc<[u8]>>>,
     /// First violation of a promise that always holds.
     pub violation: Option<String>,
+    /// For a test of what follows: when a VM was seen to run twice, which is then no violation.
+    pub overlaps: Option<Vec<u64>>,
     /// Longest time a guest takes from its start until it runs.
     pub longest_boot: u64,
     /// Starts that will fail before one succeeds.
@@ -225,6 +223,7 @@ impl World {
                 ppm: rng.i64(-2000..=2000),
                 // Far from zero, so that it can be set back.
                 clock_offset: rng.i64(1_000_000_000_000..2_000_000_000_000),
+                clock_set_back: false,
                 copies: BTreeMap::new(),
                 storage_cut: false,
                 waiting: Vec::new(),
@@ -246,8 +245,10 @@ impl World {
             storage_delay: 10 * MS,
             lateness: 3 * MS,
             told: Vec::new(),
+            done: Vec::new(),
             overheard: None,
             violation: None,
+            overlaps: None,
             longest_boot: 600 * MS,
             failing_starts: 0,
             lapses: 0,
@@ -337,13 +338,13 @@ impl World {
                 }
             }
             What::GuestWrites { host, life } => self.on_guest_writes(host, life),
-            What::Booted { host, life, vm } => {
-                if self.hosts[host].life == life && self.hosts[host].copies.contains_key(&vm) {
-                    self.set_running(host, vm);
-                }
-            }
             What::Thaw { host } => self.on_thaw(host),
-            What::SourceAsks { host, life, vm } => self.on_source_asks(host, life, vm),
+            What::ToCopy {
+                host,
+                vm,
+                number,
+                what,
+            } => self.on_copy_told(host, vm, number, what),
         }
         self.check();
     }
@@ -411,9 +412,11 @@ impl World {
             Request::Lease { token, file, call } => {
                 Answer::Lease(token, self.storage.call(file, call))
             }
-            Request::Open { vm, attempt } => {
-                Answer::Opened(vm, attempt, self.storage.acquire(vm, id))
-            }
+            Request::Open {
+                vm,
+                number,
+                attempt,
+            } => Answer::Opened(vm, number, attempt, self.storage.acquire(vm, id)),
             Request::Guest { vm, epoch } => match self.storage.write(vm, epoch) {
                 Ok(true) => return,
                 Ok(false) => Answer::Stale(vm, epoch),
@@ -422,7 +425,11 @@ impl World {
                     return;
                 }
             },
-            Request::TakeOver { vm, expected } => {
+            Request::TakeOver {
+                vm,
+                number,
+                expected,
+            } => {
                 let call = LeaseCall::Take {
                     expected_epoch: expected,
                     owner: id,
@@ -431,7 +438,7 @@ impl World {
                     LeaseAnswer::Granted { epoch } => Some(epoch),
                     _ => None,
                 };
-                Answer::TakenOver(vm, epoch)
+                Answer::TakenOver(vm, number, epoch)
             }
         };
         let at = self.now + self.rng.u64(MS / 4..=self.storage_delay);
@@ -440,7 +447,6 @@ impl World {
 
     fn on_answer(&mut self, host: usize, answer: Answer) {
         let local = self.local(host);
-        let life = self.hosts[host].life;
         let Some(pool) = &mut self.hosts[host].pool else {
             return;
         };
@@ -448,136 +454,18 @@ impl World {
             Answer::Read(token, blocks) => pool.on_slots(local, token, Some(&blocks)),
             Answer::Written(token) => pool.on_written(local, token, true),
             Answer::Lease(token, answer) => pool.on_lease(local, token, answer),
-            Answer::Opened(vm, attempt, epoch) => {
-                let fails = attempt != 0 && self.failing_starts > 0;
-                self.failing_starts -= u32::from(fails);
-                match epoch {
-                    Some(epoch) if !fails => {
-                        let copy = Copy {
-                            epoch,
-                            running: false,
-                        };
-                        self.hosts[host].copies.insert(vm, copy);
-                        let at = self.now + self.rng.u64(MS..self.longest_boot);
-                        self.at(at, What::Booted { host, life, vm });
-                    }
-                    _ => pool.set_vm(local, vm, Some(VmReport::Failed(attempt))),
-                }
+            Answer::Opened(vm, number, attempt, epoch) => {
+                self.on_opened(host, vm, number, attempt, epoch);
             }
-            Answer::Stale(vm, epoch) => {
-                if self.hosts[host]
-                    .copies
-                    .get(&vm)
-                    .is_some_and(|copy| copy.epoch == epoch)
-                {
-                    self.drop_copy(host, vm);
-                }
-            }
-            Answer::TakenOver(vm, Some(epoch)) => {
-                // A host asks once at a time: this answers a repetition, and the guest may be on its way already.
-                let copy = self.hosts[host].copies.get(&vm);
-                if copy.is_some_and(|copy| copy.epoch >= epoch) {
-                    return;
-                }
-                self.hosts[host].copies.insert(
-                    vm,
-                    Copy {
-                        epoch,
-                        running: false,
-                    },
-                );
-                self.set_running(host, vm);
-                // The source learns of it, or finds out by itself.
-                for other in 0..self.hosts.len() {
-                    if other != host
-                        && self.hosts[other].frozen_until <= self.now
-                        && !self.link(host, other).cut
-                        && self.hosts[other]
-                            .copies
-                            .get(&vm)
-                            .is_some_and(|copy| !copy.running)
-                    {
-                        self.drop_copy(other, vm);
-                    }
-                }
-            }
-            Answer::TakenOver(vm, None) => self.drop_copy(host, vm),
+            Answer::Stale(vm, epoch) => self.on_stale(host, vm, epoch),
+            Answer::TakenOver(vm, number, epoch) => self.on_taken_over(host, vm, number, epoch),
         }
-    }
-
-    fn drop_copy(&mut self, host: usize, vm: VmIndex) {
-        let local = self.local(host);
-        self.hosts[host].copies.remove(&vm);
-        if let Some(pool) = &mut self.hosts[host].pool {
-            pool.set_vm(local, vm, None);
-            self.turn(host);
-        }
-    }
-
-    fn set_running(&mut self, host: usize, vm: VmIndex) {
-        let local = self.local(host);
-        if let Some(copy) = self.hosts[host].copies.get_mut(&vm) {
-            copy.running = true;
-        }
-        if let Some(pool) = &mut self.hosts[host].pool {
-            pool.set_vm(local, vm, Some(VmReport::Running));
-            self.turn(host);
-        }
-    }
-
-    /// An end of a migration that has heard nothing asks the server, or gives up.
-    fn on_source_asks(&mut self, host: usize, life: u32, vm: VmIndex) {
-        if self.hosts[host].life != life || !self.is_up(host) {
-            return;
-        }
-        match self.hosts[host].copies.get(&vm) {
-            Some(copy) if !copy.running => {
-                let expected = copy.epoch;
-                self.request(host, Request::TakeOver { vm, expected });
-            }
-            Some(_) => {}
-            None => self.drop_copy(host, vm),
-        }
-    }
-
-    fn on_guest_writes(&mut self, host: usize, life: u32) {
-        if self.hosts[host].life != life || !self.is_up(host) {
-            return;
-        }
-        let vms: Vec<_> = self.hosts[host]
-            .copies
-            .iter()
-            .map(|(vm, copy)| (*vm, copy.epoch))
-            .collect();
-        for (vm, epoch) in vms {
-            if self.executes(host, vm) {
-                self.request(host, Request::Guest { vm, epoch });
-            }
-        }
-        let at = self.now + self.rng.u64(200 * MS..400 * MS);
-        self.at(at, What::GuestWrites { host, life });
-    }
-
-    /// Whether a guest's instructions run on a host at this moment.
-    pub fn executes(&self, host: usize, vm: VmIndex) -> bool {
-        let it = &self.hosts[host];
-        it.frozen_until <= self.now
-            && it.copies.get(&vm).is_some_and(|copy| copy.running)
-            && it
-                .pool
-                .as_ref()
-                .is_some_and(|pool| pool.may_run(self.local(host)))
-    }
-
-    pub fn executing(&self, vm: VmIndex) -> Vec<usize> {
-        (0..self.hosts.len())
-            .filter(|host| self.executes(*host, vm))
-            .collect()
     }
 
     /// Does what a pool asks for, and sets the alarm for its next deadline.
     fn turn(&mut self, host: usize) {
         let local = self.local(host);
+        self.hosts[host].clock_set_back = false;
         match &mut self.hosts[host].pool {
             Some(pool) => pool.poll(local),
             None => return,
@@ -639,15 +527,14 @@ impl World {
             Action::Lease { token, file, call } => {
                 self.request(host, Request::Lease { token, file, call });
             }
-            Action::Start { vm, attempt } => self.request(host, Request::Open { vm, attempt }),
+            Action::Start { vm, attempt } => self.start(host, vm, attempt),
             Action::Stop { vm } => {
                 self.hosts[host].copies.remove(&vm);
             }
             Action::Fence(_) => self.hosts[host].copies.clear(),
             Action::Event(event) => {
-                if event == Event::PermitLapsed
-                    && self.hosts[host].copies.values().any(|copy| copy.running)
-                {
+                let runs = |copy: &Copy| copy.stage == Stage::Running;
+                if event == Event::PermitLapsed && self.hosts[host].copies.values().any(runs) {
                     self.lapses += 1;
                 }
                 self.told.push(Told {
@@ -657,31 +544,6 @@ impl World {
                 });
             }
         }
-    }
-
-    /// No VM runs twice.
-    fn check(&mut self) {
-        for vm in 0..self.config.vms.len() {
-            let vm = VmIndex(vm as u16);
-            let copies = self
-                .hosts
-                .iter()
-                .filter(|host| host.copies.contains_key(&vm))
-                .count();
-            if copies > 1 {
-                let executing = self.executing(vm);
-                // Without the server's check, what it checks is to be seen.
-                if executing.len() > 1 && self.storage.enforced {
-                    self.violation =
-                        Some(format!("VM {} runs on hosts {executing:?} at once", vm.0));
-                }
-            }
-        }
-    }
-
-    /// Whether each VM runs once.
-    pub fn all_run(&self) -> bool {
-        (0..self.config.vms.len()).all(|vm| self.executing(VmIndex(vm as u16)).len() == 1)
     }
 
     pub fn count(&self, since: u64, which: impl Fn(&Event) -> bool) -> usize {

@@ -1,0 +1,184 @@
+//! What seeds have found, each as small as it could be made, with a name instead of a number.
+
+use fastrand::Rng;
+use pool::{Event, LeaseFile, Safeguards, VmIndex};
+
+use crate::world::{MS, SECOND, Shape, World};
+
+const VM: VmIndex = VmIndex(0);
+
+fn pass(world: &mut World, time: u64) {
+    world.run_until(world.now + time);
+}
+
+/// A pool of so many hosts that has met, with a VM on the first one that was made.
+fn pool_with(seed: u64, hosts: usize, at: usize, safeguards: Safeguards) -> World {
+    let shape = Shape {
+        hosts,
+        vms: 1,
+        safeguards,
+    };
+    let mut world = World::new(&shape, Rng::with_seed(seed));
+    for host in 0..hosts {
+        world.boot(host);
+        pass(&mut world, 20 * MS);
+    }
+    pass(&mut world, 5 * SECOND);
+    world.start_by_hand(at, VM);
+    pass(&mut world, 2 * SECOND);
+    assert_eq!(world.executing(VM), [at], "seed {seed}");
+    world
+}
+
+fn cut_apart(world: &mut World, one: usize, other: usize, cut: bool) {
+    world.link(one, other).cut = cut;
+    world.link(other, one).cut = cut;
+}
+
+#[test]
+fn a_host_that_is_alone_goes_on_without_the_storage_but_not_after_it_stood_still() {
+    let shape = Shape {
+        hosts: 2,
+        vms: 1,
+        safeguards: Safeguards::default(),
+    };
+    for seed in 0..20 {
+        let mut world = World::new(&shape, Rng::with_seed(seed));
+        world.boot(0);
+        pass(&mut world, 5 * SECOND);
+        world.start_by_hand(0, VM);
+        pass(&mut world, 2 * SECOND);
+        world.storage_outage(true);
+        pass(&mut world, 3 * SECOND);
+        assert_eq!(world.executing(VM), [0], "seed {seed}");
+        // Meanwhile the other might have booted, and taken what runs here: only the storage server knows.
+        world.freeze(0, 2 * SECOND);
+        pass(&mut world, 2 * SECOND + SECOND / 10);
+        assert_eq!(world.executing(VM), [0; 0], "seed {seed}");
+        world.storage_outage(false);
+        pass(&mut world, SECOND);
+        assert_eq!(world.executing(VM), [0], "seed {seed}");
+    }
+}
+
+/// The coordinator has announced a liveset without the other host, alone; its slot is damaged since, and it runs on without storage, as
+/// one may that is alone. The other must not take its silence for death before the leases are over.
+#[test]
+fn a_host_that_may_have_been_excluded_waits_for_the_leases() {
+    for seed in 0..20 {
+        let mut world = pool_with(seed, 2, 0, Safeguards::default());
+        cut_apart(&mut world, 0, 1, true);
+        world.freeze(1, 1700 * MS);
+        pass(&mut world, 1650 * MS);
+        world.cut_storage(0, true);
+        world.storage.slots[0][100] ^= 1;
+        pass(&mut world, 20 * SECOND);
+        assert_eq!(world.violation, None, "seed {seed}");
+        assert_eq!(world.executing(VM), [1], "seed {seed}");
+    }
+}
+
+/// Somebody has moved the generation and died before it wrote a table, and whose turn it is has no reason to look. A member that was told,
+/// as its guests stood still, moves on by itself.
+#[test]
+fn a_generation_without_a_table_stops_no_guest_for_good() {
+    for seed in 0..20 {
+        let mut world = pool_with(seed, 2, 1, Safeguards::default());
+        let lease = world.storage.leases.get_mut(&LeaseFile::Pool);
+        lease.expect("the pool has met").epoch += 1;
+        // Over the network it would be told that the others know of it, and not look at the lease.
+        cut_apart(&mut world, 0, 1, true);
+        world.freeze(1, SECOND);
+        pass(&mut world, SECOND + SECOND / 2);
+        assert_eq!(world.executing(VM), [0; 0], "seed {seed}");
+        cut_apart(&mut world, 0, 1, false);
+        pass(&mut world, 5 * SECOND);
+        assert_eq!(world.executing(VM), [1], "seed {seed}");
+        let restarts = world.count(0, |event| matches!(event, Event::Restart { .. }));
+        assert_eq!(restarts, 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_back_while_its_host_stands_still_shows_it() {
+    for seed in 0..20 {
+        let mut world = pool_with(seed, 2, 0, Safeguards::default());
+        world.freeze(0, 1845 * MS);
+        pass(&mut world, 364 * MS);
+        world.jump_clock(0, -1703);
+        pass(&mut world, 10 * SECOND);
+        assert_eq!(world.violation, None, "seed {seed}");
+        assert_eq!(world.executing(VM), [1], "seed {seed}");
+    }
+}
+
+/// A host whose clock stood still with it cannot know that others have gone on; but it writes nothing, and the first word of anybody
+/// stops it: over the management network with the next heartbeats, else with the next look into the statefile or the first write of a guest.
+#[test]
+fn a_host_whose_clock_stood_still_with_it_writes_nothing_and_stops_at_the_first_word() {
+    for (apart, longest) in [(false, 250 * MS), (true, SECOND)] {
+        for seed in 0..20 {
+            let mut world = pool_with(seed, 2, 0, Safeguards::default());
+            if apart {
+                cut_apart(&mut world, 0, 1, true);
+            }
+            world.overlaps = Some(Vec::new());
+            let thaws = world.now + 3 * SECOND;
+            world.freeze(0, 3 * SECOND);
+            pass(&mut world, SECOND);
+            world.set_clock(0, -2950);
+            pass(&mut world, 10 * SECOND);
+            assert_eq!(world.violation, None, "seed {seed}");
+            assert_eq!(world.executing(VM), [1], "seed {seed}");
+            let overlaps = world.overlaps.unwrap_or_default();
+            let last = overlaps.last().expect("no host can see this");
+            assert!(
+                *last < thaws + longest,
+                "seed {seed}: {} ms",
+                (last - thaws) / MS
+            );
+        }
+    }
+}
+
+/// A VM that came here a moment ago leaves again, comes back since its destination does not answer, and leaves once more. What is asked
+/// and answered about the first time is nothing to the last.
+#[test]
+fn a_vm_that_leaves_again_and_again_is_had_by_one_host() {
+    for seed in 0..60 {
+        let mut world = pool_with(seed, 3, 0, Safeguards::default());
+        world.storage_delay = 800 * MS;
+        world.migrate(0, 1, VM);
+        pass(&mut world, 1900 * MS);
+        world.cut_storage(0, true);
+        world.migrate(1, 0, VM);
+        let end = world.now + 4 * SECOND;
+        while world.now < end && world.executing(VM).is_empty() {
+            pass(&mut world, MS);
+        }
+        world.migrate(1, 2, VM);
+        world.cut_storage(0, false);
+        pass(&mut world, 10 * SECOND);
+        assert_eq!(world.violation, None, "seed {seed}");
+    }
+}
+
+/// A VM was on its way to here when its source lost power, is started here, and leaves as soon as it runs. Neither what was left of its
+/// arrival nor what was left of its start wakes it here.
+#[test]
+fn nothing_wakes_a_vm_that_has_left_since() {
+    for seed in 0..60 {
+        let mut world = pool_with(seed, 3, 0, Safeguards::default());
+        world.longest_boot = 2500 * MS;
+        world.migrate(0, 1, VM);
+        world.pull(0);
+        let end = world.now + 10 * SECOND;
+        while world.now < end && world.violation.is_none() {
+            if let [from] = world.executing(VM)[..] {
+                world.migrate(from, 3 - from, VM);
+            }
+            pass(&mut world, 10 * MS);
+        }
+        assert_eq!(world.violation, None, "seed {seed}");
+    }
+}
