@@ -57,6 +57,9 @@ pub struct Vm {
     pub description: String,
     /// It is not run but copied.
     pub template: bool,
+    /// It is started when its host is.
+    #[serde(default)]
+    pub start_on_boot: bool,
     /// Bytes of RAM.
     pub memory: u64,
     /// Number of vCPUs.

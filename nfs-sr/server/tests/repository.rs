@@ -9,7 +9,7 @@ use nfs_sr::sr::{
     chain,
     check::{Problem, Survey, repair},
     image::{self, Image, SrError},
-    online,
+    merge, online,
     store::Store,
     vdi::{self, file_name},
 };
@@ -72,7 +72,8 @@ fn history(random: &mut Rng, places: &[u64]) -> (MemoryStore, Model) {
     for step in 0..random.u8(2..14) {
         let disks: Vec<Uuid> = model.keys().copied().collect();
         let uuid = disks[random.usize(0..disks.len())];
-        match random.u8(0..9) {
+        match random.u8(0..10) {
+            9 => drop(merge::merge_all(&store).expect("merged")),
             8 if model.len() > 1 => {
                 let to = disks[random.usize(0..disks.len())];
                 if to != uuid {
@@ -137,6 +138,8 @@ enum Operation {
     Revert,
     Delete,
     Collect,
+    /// While hosts have the disks open.
+    Merge,
     Resize,
     Write,
 }
@@ -159,6 +162,7 @@ fn perform(
         Operation::Revert => chain::revert(store, uuid, other),
         Operation::Delete => chain::delete(store, uuid),
         Operation::Collect => chain::collect(store, &()).map(drop),
+        Operation::Merge => merge::merge_all(store).map(drop),
         Operation::Resize => chain::resize(store, uuid, 2 * SIZE),
         Operation::Write => write(store, uuid, at, 255),
     }
@@ -166,12 +170,13 @@ fn perform(
 
 const NEW: Uuid = Uuid([0xee; 16]);
 
-const OPERATIONS: [Operation; 7] = [
+const OPERATIONS: [Operation; 8] = [
     Operation::Snapshot,
     Operation::Online,
     Operation::Revert,
     Operation::Delete,
     Operation::Collect,
+    Operation::Merge,
     Operation::Resize,
     Operation::Write,
 ];
@@ -191,7 +196,12 @@ fn a_power_cut_at_any_step_leaves_every_disk_whole() {
 
 #[test]
 fn negative_control_without_syncs_disks_are_lost() {
-    for operation in [Operation::Snapshot, Operation::Online, Operation::Collect] {
+    for operation in [
+        Operation::Snapshot,
+        Operation::Online,
+        Operation::Collect,
+        Operation::Merge,
+    ] {
         let lost = (0..40).any(|seed| cut_everywhere(seed, operation, true).is_err());
         assert!(
             lost,
@@ -245,7 +255,7 @@ fn check_after(
     let left = repair(store).map_err(|error| error.to_string())?;
     if let Some(problem) = left
         .iter()
-        .find(|problem| !matches!(problem, Problem::Garbage { .. }))
+        .find(|problem| !matches!(problem, Problem::Garbage { .. } | Problem::Merged { .. }))
     {
         return Err(format!("after the repair: {problem}"));
     }

@@ -16,6 +16,8 @@ const XAPI: (u32, u32) = (1, 20);
 const KERNEL: &str = "elab-kernel";
 const INITRD: &str = "elab-initrd";
 const COMMAND_LINE: &str = "elab-command-line";
+/// As XenServer's hosts look for it.
+const START_ON_BOOT: &str = "auto_poweron";
 
 /// The reference of a disk. All have four digits, so that their order as text is that of the disks.
 pub(super) fn disk_reference(index: usize) -> String {
@@ -125,6 +127,9 @@ fn machine(vm: &Vm) -> Value {
             (INITRD, boot.initrd.as_str()),
             (COMMAND_LINE, boot.command_line.as_str()),
         ]);
+    }
+    if vm.start_on_boot {
+        other_config.push((START_ON_BOOT, "true"));
     }
     let firmware = match vm.firmware {
         Firmware::Bios => "bios",
@@ -426,6 +431,7 @@ pub(super) fn read(xml: &str) -> Result<(Vm, Vec<String>), Error> {
         name: machine.str("name_label").to_owned(),
         description: machine.str("name_description").to_owned(),
         template: machine.bool("is_a_template"),
+        start_on_boot: other_config.str(START_ON_BOOT) == "true",
         memory: machine.number("memory_static_max").unwrap_or(0),
         vcpus: machine
             .number("VCPUs_max")

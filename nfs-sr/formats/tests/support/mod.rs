@@ -54,6 +54,8 @@ pub fn machine(disks: &[Memory]) -> Vm {
         memory: 256 << 20,
         vcpus: 2,
         weight: 512,
+        template: true,
+        start_on_boot: true,
         disks: disks.iter().enumerate().map(disk).collect(),
         nics: vec![Nic {
             mac: "02:e1:ab:10:00:01".into(),

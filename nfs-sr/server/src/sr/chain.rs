@@ -10,7 +10,7 @@ use vhd::{DiskKind, Footer, Header, MAX_CHAIN, NewDisk, Parent, SECTOR, Uuid};
 use super::{
     check::Survey,
     image::{Image, Layer, SrError, at, ends},
-    journal,
+    journal, merge,
     store::Store,
     vdi::{file_name, new_uuid, publish, timestamp, uuid_of, write_extents},
 };
@@ -241,10 +241,23 @@ pub fn collect<S: Store>(store: &S, hold: &impl Hold) -> Result<Vec<String>, SrE
     let mut done = Vec::new();
     loop {
         let survey = Survey::take(store)?;
+        for (child, base) in survey.half_merged() {
+            merge::take_place(store, base, child)?;
+        }
+        if survey.half_merged().next().is_some() {
+            continue;
+        }
         let Some(action) = next_action(&survey, hold) else {
             return Ok(done);
         };
         match action {
+            Action::Forget(merged) => {
+                merge::forget(store, &merged)?;
+                let removed = merged
+                    .iter()
+                    .map(|name| format!("removed {name}, which no host has open"));
+                done.extend(removed);
+            }
             Action::Remove(name) => {
                 at(&name, store.remove(&name))?;
                 at(&name, store.sync_names())?;
@@ -260,11 +273,17 @@ pub fn collect<S: Store>(store: &S, hold: &impl Hold) -> Result<Vec<String>, SrE
 }
 
 enum Action {
+    Forget(Vec<String>),
     Remove(String),
     Merge { base: String, child: String },
 }
 
 fn next_action(survey: &Survey, hold: &impl Hold) -> Option<Action> {
+    let merged: Vec<String> = survey.merged().map(str::to_owned).collect();
+    if !merged.is_empty() && survey.disks.keys().all(|name| hold.hold(name)) {
+        return Some(Action::Forget(merged));
+    }
+    hold.release();
     for (name, disk) in &survey.disks {
         if !disk.footer.hidden {
             continue;
@@ -311,7 +330,8 @@ fn coalesce<S: Store>(store: &S, survey: &Survey, base: &str, child: &str) -> Re
     at(child, store.sync_names())
 }
 
-fn merge_data<S: Store>(store: &S, base: &str, child: &str) -> Result<(), SrError> {
+/// Writes whatever `child` holds to `base`.
+pub(super) fn merge_data<S: Store>(store: &S, base: &str, child: &str) -> Result<(), SrError> {
     let (mut from, mut to) = (Layer::open(store, child)?, Layer::open(store, base)?);
     copy_data(store, &mut from, &mut to)?;
     at(base, store.sync(base))?;

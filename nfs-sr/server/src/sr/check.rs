@@ -11,7 +11,7 @@ use vhd::{Batmap, DiskKind, Footer, MAX_CHAIN, SECTOR, Uuid};
 use super::{
     chain,
     image::{Layer, SrError, at},
-    journal, statefile,
+    journal, merge, statefile,
     store::Store,
     vdi::uuid_of,
 };
@@ -41,6 +41,8 @@ pub enum Problem {
     BeyondEnd { name: String, block: u32 },
     MissingParent { name: String, parent: String },
     WrongParent { name: String, parent: String },
+    Merging { name: String, parent: String },
+    Merged { name: String },
     Chain { name: String },
     VisibleParent { name: String },
     Garbage { name: String },
@@ -59,6 +61,7 @@ impl Problem {
             | Self::Duplicate { .. }
             | Self::Footer { .. }
             | Self::VisibleParent { .. }
+            | Self::Merging { .. }
             | Self::Batmap { .. }
             | Self::Garbage { .. } => true,
             Self::Unknown { .. }
@@ -67,6 +70,7 @@ impl Problem {
             | Self::MissingParent { .. }
             | Self::WrongParent { .. }
             | Self::Chain { .. }
+            | Self::Merged { .. }
             | Self::NotFull { .. }
             | Self::Statefile { .. }
             | Self::Heartbeat { .. } => false,
@@ -79,6 +83,7 @@ impl Problem {
             self,
             Self::Unknown { .. }
                 | Self::Garbage { .. }
+                | Self::Merged { .. }
                 | Self::Leftover { .. }
                 | Self::Heartbeat { .. }
         )
@@ -123,6 +128,14 @@ impl fmt::Display for Problem {
                     "{name}: its parent {parent} is not the disk that it was made from"
                 )
             }
+            Self::Merging { name, parent } => write!(
+                f,
+                "{name}: was merged into {parent}, which is to take its name"
+            ),
+            Self::Merged { name } => write!(
+                f,
+                "{name}: kept for hosts that had it open when it was merged; coalescing removes it when no host has a disk open"
+            ),
             Self::Chain { name } => write!(
                 f,
                 "{name}: its chain of parents is a circle or longer than {MAX_CHAIN}"
@@ -177,6 +190,9 @@ impl Survey {
                 }
                 // XenServer's, and the records of machines, which say nothing of how disks hang together.
                 () if name == "filelog.txt" || RECORDS.iter().any(|end| name.ends_with(end)) => {}
+                () if name.ends_with(merge::MERGED) => {
+                    survey.problems.push(Problem::Merged { name })
+                }
                 () if name == STATEFILE => survey.look_at_statefile(store)?,
                 () => survey.problems.push(Problem::Unknown { name }),
             }
@@ -213,6 +229,28 @@ impl Survey {
             open.extend(self.children(name));
         }
         true
+    }
+
+    /// Disks that were merged into their parents, which are to take their names.
+    pub fn half_merged(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.problems.iter().filter_map(|problem| match problem {
+            Problem::Merging { name, parent } => Some((name.as_str(), parent.as_str())),
+            _ => None,
+        })
+    }
+
+    /// Old files of disks that were merged.
+    pub fn merged(&self) -> impl Iterator<Item = &str> {
+        self.problems.iter().filter_map(|problem| match problem {
+            Problem::Merged { name } => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
+    /// There are files that cannot be read: whether something is needed is not known.
+    pub fn is_uncertain(&self) -> bool {
+        let damaged = |problem: &Problem| matches!(problem, Problem::Damaged { .. });
+        self.problems.iter().any(damaged)
     }
 
     fn look_at<S: Store>(&mut self, store: &S, name: String) -> Result<(), SrError> {
@@ -349,6 +387,12 @@ impl Survey {
                         name: name.clone(),
                         parent: parent.clone(),
                     }),
+                    Some(found) if found.footer.uuid == disk.footer.uuid => {
+                        problems.push(Problem::Merging {
+                            name: name.clone(),
+                            parent: parent.clone(),
+                        });
+                    }
                     Some(found) if found.footer.uuid != *identity => {
                         problems.push(Problem::WrongParent {
                             name: name.clone(),
@@ -405,14 +449,11 @@ pub fn repair<S: Store>(store: &S) -> Result<Vec<Problem>, SrError> {
                 }
             }
             Problem::VisibleParent { name } => chain::hide(store, name, true)?,
+            Problem::Merging { name, parent } => merge::take_place(store, parent, name)?,
             Problem::Garbage { name } => {
                 // Only a whole survey without damage tells for sure that nobody needs it.
                 let survey = Survey::take(store)?;
-                let uncertain = survey
-                    .problems
-                    .iter()
-                    .any(|p| matches!(p, Problem::Damaged { .. }));
-                if !uncertain && survey.children(name).is_empty() {
+                if !survey.is_uncertain() && survey.children(name).is_empty() {
                     at(name, store.remove(name))?;
                     at(name, store.sync_names())?;
                 }

@@ -8,6 +8,9 @@ use vhd::{
 
 use super::store::Store;
 
+/// A chain that is merged while it is opened is gone through again so often.
+const MAX_RESTARTS: u32 = 4;
+
 /// What is wrong with a disk or an operation on it.
 #[derive(Debug, thiserror::Error)]
 pub enum SrError {
@@ -99,11 +102,7 @@ impl Layer {
     pub fn open(store: &impl Store, name: &str) -> Result<Self, SrError> {
         let (footer, header) = ends(store, name)?;
         let Some(header) = header else {
-            return Ok(Self {
-                name: name.to_owned(),
-                disk: Disk::fixed(footer),
-                bitmaps: HashMap::new(),
-            });
+            return Ok(Self::of(name, Disk::fixed(footer)));
         };
         let tables = read(
             store,
@@ -113,11 +112,16 @@ impl Layer {
         )?;
         let tables = vhd(name, Tables::parse(&tables, &header))?;
         let disk = vhd(name, Disk::sparse(footer, header, tables))?;
-        Ok(Self {
+        Ok(Self::of(name, disk))
+    }
+
+    /// A file whose tables are known.
+    pub fn of(name: &str, disk: Disk) -> Self {
+        Self {
             name: name.to_owned(),
             disk,
             bitmaps: HashMap::new(),
-        })
+        }
     }
 
     /// The name of the parent, if there is one.
@@ -304,14 +308,29 @@ impl<'a, S: Store> Image<'a, S> {
     /// Opens a disk, its parents, and checks that they belong together.
     pub fn open(store: &'a S, name: &str) -> Result<Self, SrError> {
         let mut layers = vec![Layer::open(store, name)?];
+        let mut restarts = 0;
         loop {
             let leaf = layers.last().expect("never empty");
             let Some(parent_name) = leaf.parent_name() else {
                 break;
             };
-            let parent = Layer::open(store, parent_name)?;
+            let parent = match Layer::open(store, parent_name) {
+                Err(SrError::Io { error, .. })
+                    if error.kind() == io::ErrorKind::NotFound
+                        && layers.len() > 1
+                        && restarts < MAX_RESTARTS =>
+                {
+                    // Merged with its child since that was opened.
+                    restarts += 1;
+                    layers.truncate(1);
+                    continue;
+                }
+                opened => opened?,
+            };
             let expected = leaf.disk.header().map(|header| header.parent);
-            if expected != Some(parent.disk.footer().uuid) {
+            let found = parent.disk.footer().uuid;
+            // One with the child's own identity is about to take its place, see `super::merge`.
+            if expected != Some(found) && leaf.disk.footer().uuid != found {
                 let (name, parent) = (leaf.name.clone(), parent.name);
                 return Err(SrError::WrongParent { name, parent });
             }

@@ -9,6 +9,7 @@ pub mod check;
 pub mod guard;
 pub mod image;
 pub mod journal;
+pub mod merge;
 pub mod online;
 pub mod statefile;
 pub mod store;

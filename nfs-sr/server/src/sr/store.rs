@@ -73,8 +73,8 @@ impl Directory {
                 }
             })?;
         let file = Arc::new(file);
-        // A chain has at most thirty files; a repository may have any number.
-        if open.len() >= 64 {
+        // Those of a machine's chains stay open, whatever becomes of their names; a repository may have any number.
+        if open.len() >= 512 {
             open.clear();
         }
         open.insert(name.to_owned(), file.clone());
