@@ -20,7 +20,7 @@ const HOST_SECONDS: usize = 2000;
 
 fn main() {
     println!("hosts  us of CPU time for a host-second");
-    for hosts in [2, 4, 8, 16, 32, 64, 128, 256] {
+    for hosts in sizes() {
         let shape = Shape {
             hosts,
             vms: 1,
@@ -40,6 +40,18 @@ fn main() {
             "{hosts:5}  {:.0}",
             spent * 1e6 / (hosts as f64 * seconds as f64)
         );
+    }
+}
+
+/// Those named on the command line, or all.
+fn sizes() -> Vec<usize> {
+    let named: Vec<_> = std::env::args()
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    if named.is_empty() {
+        vec![2, 4, 8, 16, 32, 64, 128, 256]
+    } else {
+        named
     }
 }
 

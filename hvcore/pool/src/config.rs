@@ -117,10 +117,16 @@ pub struct Safeguards {
     pub permit: bool,
     /// After such a standstill, guests run again only when the generation is seen not to have moved.
     pub check_after_lapse: bool,
+    /// A standstill that is over by the clock counts, even if the next sign comes before anybody looked.
+    pub late_signs_refused: bool,
     /// After the generation has moved, the others' slots are read once more before one is excluded.
     pub look_again: bool,
     /// Signs in the statefile count.
     pub statefile_signs: bool,
+    /// One that may have been excluded by a table it cannot read waits for the end of the others' leases.
+    pub excluded_wait: bool,
+    /// A member moves on from a generation without a table when nobody else does.
+    pub orphans_skipped: bool,
     /// When the storage fails for all, hosts that all see each other go on.
     pub peers_vouch: bool,
     /// A stall of the observer's own is no silence of others.
@@ -142,8 +148,11 @@ impl Default for Safeguards {
         Self {
             permit: true,
             check_after_lapse: true,
+            late_signs_refused: true,
             look_again: true,
             statefile_signs: true,
+            excluded_wait: true,
+            orphans_skipped: true,
             peers_vouch: true,
             own_stalls_excused: true,
             replay_protection: true,

@@ -50,7 +50,7 @@ impl Pool {
             self.storage_up = false;
             self.tell(Event::Storage { up: false });
         }
-        if self.look.is_none() && steady >= self.next_look() {
+        if self.look.is_none() && steady >= self.look_at {
             self.read_slots();
         }
         if !self.booted {

@@ -161,17 +161,23 @@ impl Peer {
         (self.looked_at < over).then_some(over)
     }
 
-    /// Keeps what it says of itself, if it is news.
-    pub fn keep(&mut self, report: Report) {
-        let newer = self.report.as_ref().is_none_or(|old| {
-            (old.incarnation, old.sequence) < (report.incarnation, report.sequence)
-        });
+    /// Keeps what it says of itself, if it is newer than what is known. True when it says something else than before.
+    pub fn keep(&mut self, report: Report) -> bool {
+        let said = |it: &Report| (it.incarnation, it.standing, it.generation, it.version);
+        let (newer, news) = match &self.report {
+            None => (true, true),
+            Some(old) => (
+                (old.incarnation, old.sequence) < (report.incarnation, report.sequence),
+                said(old) != said(&report) || old.vms != report.vms,
+            ),
+        };
         if newer {
             self.report = Some(Report {
                 table: None,
                 ..report
             });
         }
+        newer && news
     }
 
     /// Its report, if it stands in this generation as this incarnation.

@@ -7,8 +7,9 @@
 //! - the oldest of the heartbeats that every other member has told to have heard, while no member knows of a newer
 //!   generation, and not longer than the leases of the disks last.
 //!
-//! Once the permit has lapsed, a sign is not enough to have it back: somebody may have found this host dead just before.
-//! Then the write to the statefile comes first and the look at the generation after it; and who declares a host
+//! Once the permit has lapsed, a sign is not enough to have it back: somebody may have found this host dead just before. That it has lapsed is
+//! noticed before the sign is taken in ([`Pool::notice_lapse`]): a host that stood still for a moment has the answer to an old
+//! write before it. Then the write to the statefile comes first and the look at the generation after it; and who declares a host
 //! dead moves the generation first and looks into the statefile after it. One of the two sees the other.
 //!
 //! A watchdog that resets the host was left out: guests that get no time are stopped more surely, and at once.
@@ -91,7 +92,7 @@ impl Pool {
             return 0;
         };
         let by_peers = self
-            .all_vouch()
+            .vouched
             .map_or(0, |sent| sent + timing.run_ms * MS)
             .min(written + timing.outage_ms * MS);
         by_peers.max(written + timing.run_ms * MS)
@@ -174,10 +175,14 @@ impl Pool {
         }
     }
 
-    /// The host has not looked at its clock for longer than a permit lasts: whoever is not in the liveset may have found it dead. For
-    /// one that has others beside it this follows from the age of their words; one that is alone has nobody's.
-    pub(crate) fn stood_still(&mut self) {
-        if self.standing == Standing::Member && !self.permit.is_lapsed() {
+    /// Lets the permit lapse when its time was over before this look at the clock, whatever sign is taken in next: others may have
+    /// found this host dead meanwhile, and its write may have come after they looked.
+    pub(crate) fn notice_lapse(&mut self) {
+        if self.standing == Standing::Member
+            && !self.permit.is_lapsed()
+            && self.clocks.raw() >= self.run_until()
+            && self.config.safeguards.late_signs_refused
+        {
             self.permit.lapse(self.clocks.raw());
             self.tell(Event::PermitLapsed);
         }
@@ -194,7 +199,8 @@ impl Pool {
             .permit
             .written
             .is_some_and(|written| now < written + timing.outage_ms * MS);
-        let vouched = self.all_vouch();
+        self.vouched = self.all_vouch();
+        let vouched = self.vouched;
         match self.permit.lapsed {
             None if now >= self.run_until() => {
                 self.permit.lapse(now);

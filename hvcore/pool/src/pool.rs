@@ -43,6 +43,8 @@ pub struct Pool {
     /// Our last heartbeats and when they were sent, by the raw clock.
     pub(crate) sent: VecDeque<(u64, u64)>,
     pub(crate) permit: Permit,
+    /// What [`Pool::all_vouch`] said last. It can only have become later since, or it is taken back at once.
+    pub(crate) vouched: Option<u64>,
     pub(crate) proposal: Proposal,
     pub(crate) recovery: Recovery,
     /// The VMs here.
@@ -56,12 +58,21 @@ pub struct Pool {
     pub(crate) write_due: u64,
     pub(crate) look_due: u64,
     pub(crate) scan_due: u64,
+    /// When the statefile is to be read, as far as was known when all was looked at last.
+    pub(crate) look_at: u64,
+    /// When all is looked at again though nothing has changed.
+    attend_due: u64,
+    /// Something has changed on which a decision can depend.
+    news: bool,
     pub(crate) storage_up: bool,
     next_token: u64,
     ignored: Vec<(Option<HostId>, Fault, u32, u64)>,
     pub(crate) actions: VecDeque<Action>,
 }
 
+/// Heartbeats without news are only noted for so long: what is decided depends on all hosts, and looking at all of them with each
+/// heartbeat of each would be most of what a large pool costs.
+const ATTEND_NS: u64 = 10 * MS;
 /// Between two events of one kind about what was ignored.
 const IGNORED_NS: u64 = 10_000 * MS;
 /// Kinds of those that are kept apart.
@@ -95,6 +106,7 @@ impl Pool {
             newest_generation: 0,
             sent: VecDeque::new(),
             permit: Permit::new(now_ns),
+            vouched: None,
             proposal: Proposal::default(),
             recovery: Recovery::default(),
             vms: BTreeMap::new(),
@@ -105,6 +117,9 @@ impl Pool {
             write_due: steady,
             look_due: steady,
             scan_due: steady,
+            look_at: steady,
+            attend_due: steady,
+            news: true,
             storage_up: true,
             next_token: 0,
             ignored: Vec::new(),
@@ -159,6 +174,7 @@ impl Pool {
         if before != report {
             self.hurry();
         }
+        self.news = true;
         self.poll(now_ns);
     }
 
@@ -211,10 +227,16 @@ impl Pool {
         let sent = self
             .sent
             .iter()
+            .rev()
             .find(|(sequence, _)| knows_me && *sequence == of_me.sequence)
             .map(|(_, sent)| *sent);
         let generation = heartbeat.report.generation;
+        let settled = self.standing == Standing::Member
+            && !self.permit.is_lapsed()
+            && self.proposal.is_idle()
+            && generation == self.table.generation;
         let peer = &mut self.peers[from.index()];
+        self.news |= !settled || peer.suspected.is_some();
         peer.on_heartbeat(heard, vouches, steady);
         if let Some(sent) = sent {
             peer.acknowledged = Some((sent, generation));
@@ -242,6 +264,7 @@ impl Pool {
         };
         let Some(blocks) = blocks else {
             self.proposal.look_failed(token);
+            self.news = true;
             return self.poll(now_ns);
         };
         let steady = self.clocks.steady();
@@ -286,6 +309,7 @@ impl Pool {
             self.incarnation = mine.max(self.table.incarnation(self.me)) + 1;
         }
         self.after_look(look.token);
+        self.news = true;
         self.poll(now_ns);
     }
 
@@ -305,6 +329,7 @@ impl Pool {
             }
             self.announced(write.stamp);
         }
+        self.news = true;
         self.poll(now_ns);
     }
 
@@ -318,33 +343,50 @@ impl Pool {
         } else {
             self.on_disk_lease(token, answer);
         }
+        self.news = true;
         self.poll(now_ns);
     }
 
     /// Does all that is due.
     pub fn poll(&mut self, now_ns: u64) {
         self.look_at_clock(now_ns);
+        let due = self.due().min(self.attend_due);
+        if self.news || self.clocks.steady() >= due {
+            self.attend();
+        }
+        self.do_io();
+    }
+
+    /// When something is to be sent or asked next, by the steady clock.
+    fn due(&self) -> u64 {
+        let mut at = self.heartbeat_due;
+        if self.write.is_none() {
+            at = at.min(self.write_due);
+        }
+        if self.look.is_none() {
+            at = at.min(self.look_at);
+        }
+        at
+    }
+
+    /// Looks at all hosts and VMs.
+    fn attend(&mut self) {
+        self.news = false;
+        self.attend_due = self.clocks.steady() + ATTEND_NS;
         if self.booted {
             self.watch();
             self.watch_permit();
             self.propose();
             self.recover();
         }
-        self.do_io();
+        self.look_at = self.next_look();
     }
 
     /// When [`Self::poll`] must be called at the latest.
     #[must_use]
     pub fn next_deadline_ns(&self) -> u64 {
         let steady = self.clocks.steady();
-        let mut at = self.heartbeat_due;
-        if self.write.is_none() {
-            at = at.min(self.write_due);
-        }
-        if self.look.is_none() {
-            at = at.min(self.next_look());
-        }
-        let at = self.clocks.raw() + at.saturating_sub(steady);
+        let at = self.clocks.raw() + self.due().saturating_sub(steady);
         match self.run_until() {
             0 => at,
             until => at.min(until),
@@ -367,8 +409,8 @@ impl Pool {
         let table = report.table.take();
         if report.from != self.me {
             // A table that is only being announced counts as a generation too: its author no longer vouches in the old one.
-            self.newest_generation = self.newest_generation.max(report.generation);
-            self.peers[report.from.index()].keep(report);
+            self.heard_of_generation(report.generation);
+            self.news |= self.peers[report.from.index()].keep(report);
         }
         if let Some(table) = table {
             self.adopt(table);
@@ -380,8 +422,9 @@ impl Pool {
         if table.stamp() <= self.table.stamp() {
             return;
         }
+        self.news = true;
         let new_generation = table.generation != self.table.generation;
-        self.newest_generation = self.newest_generation.max(table.generation);
+        self.heard_of_generation(table.generation);
         self.table = table;
         if new_generation {
             self.proposal.overtaken(self.table.generation);
@@ -399,6 +442,14 @@ impl Pool {
         }
         self.follow_table();
         self.hurry();
+    }
+
+    /// Somebody is in this generation, or is about to be.
+    pub(crate) fn heard_of_generation(&mut self, generation: u64) {
+        if generation > self.newest_generation {
+            self.newest_generation = generation;
+            self.vouched = None;
+        }
     }
 
     fn become_member(&mut self) {
@@ -465,11 +516,8 @@ impl Pool {
     }
 
     pub(crate) fn look_at_clock(&mut self, now_ns: u64) {
-        let passed = now_ns.saturating_sub(self.clocks.raw());
         let jump = self.clocks.look(now_ns);
-        if passed >= self.config.timing.run_ms * MS {
-            self.stood_still();
-        }
+        self.notice_lapse();
         match jump {
             None => {}
             Some(Jump::Ahead(by)) => self.tell(Event::ClockJumped { ms: signed_ms(by) }),
@@ -482,6 +530,7 @@ impl Pool {
                     peer.acknowledged = None;
                     peer.storage_worked = 0;
                 }
+                self.vouched = None;
                 self.permit.clock_set(self.clocks.raw());
                 self.tell(Event::ClockJumped { ms: -signed_ms(by) });
             }
@@ -529,6 +578,7 @@ impl Pool {
 
     /// Something has changed that the others wait for.
     pub(crate) fn hurry(&mut self) {
+        self.news = true;
         let steady = self.clocks.steady();
         self.heartbeat_due = steady;
         self.write_due = steady;

@@ -53,6 +53,11 @@ impl Proposal {
         matches!(self.step, Step::Taking(taking) if taking == token)
     }
 
+    /// Nothing is under way.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.step, Step::Idle)
+    }
+
     /// The table that is being written.
     pub fn announcing(&self) -> Option<&Table> {
         match &self.step {
@@ -115,7 +120,8 @@ impl Pool {
 
     /// The generation has moved on, and its table may be in a slot that is damaged.
     fn may_be_excluded(&self) -> bool {
-        self.newest_generation > self.table.generation
+        self.config.safeguards.excluded_wait
+            && self.newest_generation > self.table.generation
             && self
                 .peers
                 .others(self.me)
@@ -197,7 +203,8 @@ impl Pool {
     fn is_stuck(&self) -> bool {
         let (steady, limit) = (self.clocks.steady(), self.silence_limit());
         let orphan = self.proposal.orphan;
-        self.standing == Standing::Member
+        self.config.safeguards.orphans_skipped
+            && self.standing == Standing::Member
             && orphan.is_some_and(|(_, found)| steady >= found + 2 * limit)
     }
 
@@ -283,7 +290,7 @@ impl Pool {
 
     /// The pool's lease was seen at this epoch. If its table does not turn up, somebody must move on from there.
     pub(crate) fn note_generation(&mut self, epoch: u64) {
-        self.newest_generation = self.newest_generation.max(epoch);
+        self.heard_of_generation(epoch);
         let known = self.proposal.orphan.map_or(0, |(orphan, _)| orphan);
         if epoch > self.table.generation && epoch != known {
             self.proposal.orphan = Some((epoch, self.clocks.steady()));
@@ -350,6 +357,7 @@ impl Pool {
             }
         }
         self.proposal.step = Step::Announcing { table, departed };
+        self.vouched = None;
         self.hurry();
     }
 

@@ -2,7 +2,10 @@
 
 use pool::Safeguards;
 
-use crate::cases::{Case, run};
+use crate::{
+    cases::{Case, run},
+    found,
+};
 
 /// Runs `case` with a safeguard off until a run fails with what `expected` names.
 fn breaks(case: Case, off: impl Fn(&mut Safeguards), enforced: bool, expected: &str, seeds: u64) {
@@ -21,6 +24,50 @@ fn breaks(case: Case, off: impl Fn(&mut Safeguards), enforced: bool, expected: &
     }
     seen.truncate(3);
     panic!("{seeds} runs did not show \"{expected}\", only {seen:?}");
+}
+
+/// As [`breaks`], for one of the small scenarios.
+fn breaks_small(
+    scenario: fn(u64, Safeguards) -> Result<(), String>,
+    off: impl Fn(&mut Safeguards),
+    expected: &str,
+) {
+    let mut safeguards = Safeguards::default();
+    off(&mut safeguards);
+    let seen: Vec<_> = (0..100)
+        .filter_map(|seed| scenario(seed, safeguards).err())
+        .collect();
+    assert!(
+        seen.iter().any(|why| why == expected),
+        "100 runs did not show \"{expected}\", only {seen:?}"
+    );
+}
+
+#[test]
+fn without_refusing_late_signs_a_host_that_stood_still_twice_runs_a_vm_twice() {
+    breaks_small(
+        found::sign_after_the_end,
+        |it| it.late_signs_refused = false,
+        "the VM ran twice",
+    );
+}
+
+#[test]
+fn without_waiting_a_host_that_cannot_read_who_excluded_it_restarts_what_runs() {
+    breaks_small(
+        found::excluded_by_a_damaged_table,
+        |it| it.excluded_wait = false,
+        "the VM ran twice",
+    );
+}
+
+#[test]
+fn without_skipping_orphans_a_lost_announcement_stops_a_guest_for_good() {
+    breaks_small(
+        found::generation_without_a_table,
+        |it| it.orphans_skipped = false,
+        "the guest stands still for good",
+    );
 }
 
 #[test]
