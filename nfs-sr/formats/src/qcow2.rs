@@ -13,6 +13,7 @@
 use std::{fs::File, io::Read, ops::Range, os::unix::fs::FileExt};
 
 use flate2::read::DeflateDecoder;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     disk::{Sink, Source, is_zero},
@@ -38,6 +39,12 @@ pub struct Writer {
     file: File,
     place: String,
     size: u64,
+    state: State,
+}
+
+/// How far a disk is written: what it takes to go on after an interruption.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
     l1: Vec<u64>,
     l2: Vec<u64>,
     /// Which L2 table is being filled.
@@ -46,38 +53,65 @@ pub struct Writer {
     next: u64,
 }
 
+impl State {
+    /// Bytes of the file that count.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.next * CLUSTER
+    }
+}
+
 impl Writer {
     /// A disk of `size` bytes.
     #[must_use]
     pub fn new(file: File, name: &str, size: u64) -> Self {
         let tables = size.div_ceil(CLUSTER * ENTRIES);
-        Self {
-            file,
-            place: name.to_owned(),
-            size,
+        let state = State {
             l1: vec![0; tables as usize],
             l2: vec![0; ENTRIES as usize],
             current: 0,
             next: 1 + (tables * 8).div_ceil(CLUSTER),
+        };
+        Self::resume(file, name, size, state)
+    }
+
+    /// Goes on with a disk of `size` bytes, in a file that has what it had in this state.
+    #[must_use]
+    pub fn resume(file: File, name: &str, size: u64, state: State) -> Self {
+        Self {
+            file,
+            place: name.to_owned(),
+            size,
+            state,
         }
     }
 
+    /// Has everything so far on disk, and says what it takes to go on from there.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn state(&self) -> Result<State, Error> {
+        at(&self.place, self.file.sync_data())?;
+        Ok(self.state.clone())
+    }
+
     fn put(&mut self, bytes: &[u8]) -> Result<u64, Error> {
-        let offset = self.next * CLUSTER;
+        let offset = self.state.next * CLUSTER;
         at(&self.place, self.file.write_all_at(bytes, offset))?;
-        self.next += (bytes.len() as u64).div_ceil(CLUSTER);
+        self.state.next += (bytes.len() as u64).div_ceil(CLUSTER);
         Ok(offset)
     }
 
     fn end_table(&mut self) -> Result<(), Error> {
-        if self.l2.iter().any(|entry| *entry != 0) {
+        if self.state.l2.iter().any(|entry| *entry != 0) {
             let bytes: Vec<u8> = self
+                .state
                 .l2
                 .iter()
                 .flat_map(|entry| entry.to_be_bytes())
                 .collect();
-            self.l1[self.current] = self.put(&bytes)? | COPIED;
-            self.l2.fill(0);
+            self.state.l1[self.state.current] = self.put(&bytes)? | COPIED;
+            self.state.l2.fill(0);
         }
         Ok(())
     }
@@ -89,7 +123,7 @@ impl Writer {
     pub fn finish(mut self) -> Result<(), Error> {
         self.end_table()?;
         // The blocks count themselves and their table.
-        let first_block = self.next;
+        let first_block = self.state.next;
         let (mut blocks, mut table) = (0, 0);
         loop {
             let clusters = first_block + blocks + table;
@@ -114,6 +148,7 @@ impl Writer {
         entries.resize((table * CLUSTER) as usize, 0);
         let table_at = self.put(&entries)?;
         let l1: Vec<u8> = self
+            .state
             .l1
             .iter()
             .flat_map(|entry| entry.to_be_bytes())
@@ -130,7 +165,7 @@ impl Writer {
         header.extend_from_slice(&self.size.to_be_bytes());
         // No encryption.
         header.extend_from_slice(&0u32.to_be_bytes());
-        header.extend_from_slice(&(self.l1.len() as u32).to_be_bytes());
+        header.extend_from_slice(&(self.state.l1.len() as u32).to_be_bytes());
         header.extend_from_slice(&CLUSTER.to_be_bytes());
         header.extend_from_slice(&table_at.to_be_bytes());
         header.extend_from_slice(&(table as u32).to_be_bytes());
@@ -151,11 +186,11 @@ impl Sink for Writer {
                 continue;
             }
             let table = (number / ENTRIES) as usize;
-            if table != self.current {
+            if table != self.state.current {
                 self.end_table()?;
-                self.current = table;
+                self.state.current = table;
             }
-            self.l2[(number % ENTRIES) as usize] = self.put(cluster)? | COPIED;
+            self.state.l2[(number % ENTRIES) as usize] = self.put(cluster)? | COPIED;
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ fn expected(vm: &Vm) -> Vm {
     let mut vm = vm.clone();
     vm.uuid.clear();
     vm.weight = 256;
+    (vm.template, vm.start_on_boot) = (false, false);
     for (n, disk) in vm.disks.iter_mut().enumerate() {
         disk.uuid.clear();
         disk.name = format!("{}-disk{n}", vm.name);
@@ -58,7 +59,7 @@ fn ova(path: &Path, vm: &Vm, disks: &[Memory]) {
     let mut writer = Writer::new(file, vm).expect("begun");
     for disk in disks {
         writer
-            .disk(&mut disk.clone(), &mut |_| {})
+            .disk(&mut disk.clone(), &mut |_, _| Ok(()))
             .expect("written");
     }
     writer.finish().expect("ended");
@@ -76,6 +77,42 @@ fn what_is_written_is_read() {
     let mut reader = Reader::new(&bytes[..]).expect("an archive");
     assert_eq!(reader.vm(), &expected(&vm));
     assert!(contents(&mut reader).expect("sound") == [&disks[0].0[..], &disks[1].0[..]]);
+}
+
+/// Where virt-v2v is installed: by its reading of OVF, and by the manifest, the machine is what it was.
+#[test]
+fn virt_v2v_reads_what_is_written() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("machine.ova");
+    let disks = [Memory::random(4, 3 << 20)];
+    ova(&path, &rich(&disks), &disks);
+    let read = || {
+        let mut command = Command::new("virt-v2v");
+        let arguments = ["-i", "ova", "machine.ova", "-o", "null", "--print-source"];
+        command.args(arguments).current_dir(folder.path()).output()
+    };
+    let output = match read() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            println!("not run: virt-v2v is not installed");
+            return;
+        }
+        output => output.expect("started"),
+    };
+    let said = String::from_utf8_lossy(&output.stdout);
+    for line in [
+        "source name: session",
+        "memory: 268435456 (bytes)",
+        "nr vCPUs: 2",
+        "firmware: uefi",
+        "\"session\" mac: 02:e1:ab:10:00:01",
+    ] {
+        assert!(said.contains(line), "{line} is not in: {said}");
+    }
+    let mut bytes = fs::read(&path).expect("read");
+    let at = bytes.len() - 5000;
+    bytes[at] ^= 1;
+    fs::write(&path, bytes).expect("written");
+    assert!(!read().expect("started").status.success(), "it is damaged");
 }
 
 /// GNU tar, `sha256sum` and `qemu-img` find what they should.

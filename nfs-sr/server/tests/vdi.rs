@@ -13,6 +13,7 @@ use std::{
 use nfs_sr::sr::{
     chain,
     check::{Problem, Survey, repair},
+    delta,
     image::{Image, Layer},
     store::Directory,
     vdi::{self, file_name, new_uuid},
@@ -153,6 +154,41 @@ fn a_copy_is_equal_shares_nothing_and_costs_what_is_allocated() {
         assert_eq!(bytes, [expected; 1024], "at {offset}");
     }
     vdi::copy(&store, &file_name(disk), &other, copy).expect_err("it exists");
+}
+
+/// What was copied while the disk was in use becomes what the disk is, by what came after.
+#[test]
+fn a_copy_of_a_snapshot_follows_its_disk() {
+    let dirs = [(); 2].map(|()| support::power::fast_directory());
+    let [store, other] = dirs.each_ref().map(|dir| Directory::new(dir.path()));
+    let [disk, snapshot, later, copy] = [(); 4].map(|()| new_uuid());
+    vdi::create(&store, disk, 16 << 20, DiskKind::Dynamic).expect("created");
+    let write = |offset, byte, length| {
+        let mut image = Image::open(&store, &file_name(disk)).expect("a good disk");
+        image.write(offset, &vec![byte; length]).expect("written");
+    };
+    let whole = |store: &Directory, disk| {
+        let mut image = Image::open(store, &file_name(disk)).expect("a good disk");
+        let mut bytes = vec![0; 16 << 20];
+        image.read(0, &mut bytes).expect("read");
+        bytes
+    };
+    write(0, 1, 8 << 20);
+    chain::snapshot(&store, disk, snapshot).expect("snapshot");
+    vdi::copy(&store, &file_name(snapshot), &other, copy).expect("copied");
+    write(1 << 20, 2, 4096);
+    chain::snapshot(&store, disk, later).expect("snapshot");
+    write((1 << 20) + 512, 3, 1024);
+    write(12 << 20, 4, 512);
+    let sent = delta::send(&store, (disk, snapshot), &other, copy).expect("sent");
+    assert_eq!(sent, 4096 + 1024 + 512);
+    assert!(whole(&other, copy) == whole(&store, disk));
+    // Not by what is no snapshot of it, or is not any more.
+    let error = delta::send(&store, (disk, disk), &other, copy).expect_err("itself");
+    assert!(error.to_string().contains("is no snapshot"), "{error}");
+    let mut image = Image::open(&store, &file_name(snapshot)).expect("a good disk");
+    image.write(0, &[9; 512]).expect("written");
+    assert!(delta::send(&store, (disk, snapshot), &other, copy).is_err());
 }
 
 #[test]

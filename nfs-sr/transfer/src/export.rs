@@ -1,7 +1,6 @@
 //! A machine out of a repository into an archive.
 
 use std::{
-    fs::File,
     io::BufReader,
     path::Path,
     thread,
@@ -15,10 +14,11 @@ use formats::{
     xva::{CHUNK, Checksum, Reader, Start, Writer},
 };
 use nfs_sr::sr::{guard::Guard, store::Directory};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, at,
-    checkpoint::{Checkpoint, Fingerprint, file_state, with_suffix},
+    checkpoint::{self, Checkpoint, Fingerprint, file_state, with_suffix},
     follow::{self, Follower, Leader},
     progress::{Estimate, Watch},
     record::Found,
@@ -28,7 +28,14 @@ use crate::{
 /// Chunks between two looks at the clock.
 const SLICE: u64 = 16;
 /// Time between two checkpoints: what an interruption costs at most.
-const BETWEEN_CHECKPOINTS: Duration = Duration::from_secs(2);
+pub(crate) const BETWEEN_CHECKPOINTS: Duration = Duration::from_secs(2);
+
+/// What is written next.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Position {
+    disk: usize,
+    chunk: u64,
+}
 
 /// How to export.
 #[derive(Clone, Copy, Debug, Default)]
@@ -77,8 +84,9 @@ impl Export<'_> {
         let store = Directory::new(self.repository);
         let disks = self.what.files.iter().map(|name| Vdi::open(&store, name));
         let mut disks = disks.collect::<Result<Vec<_>, _>>()?;
-        let vm = self.described(&disks)?;
-        let of = self.fingerprint(&vm, &disks)?;
+        let vm = described(self.what, &disks)?;
+        let form = format!("{:?}", self.options);
+        let of = fingerprint(self.repository, vm.clone(), form, &disks)?;
         let mut data = 0;
         for disk in &mut disks {
             data += disk.allocated()?;
@@ -91,21 +99,7 @@ impl Export<'_> {
             )));
         }
         let part = with_suffix(self.target, ".part");
-        let file = at(
-            &part,
-            File::options()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&part),
-        )?;
-        if file.try_lock().is_err() {
-            return Err(Error::Refused(format!(
-                "another export writes {}",
-                part.display()
-            )));
-        }
+        let file = checkpoint::open(&part)?;
         let before = Checkpoint::load(&part, &of);
         let (start, from) = match &before {
             Some(checkpoint) => (Start::Middle, checkpoint.clone()),
@@ -114,9 +108,8 @@ impl Export<'_> {
                 Checkpoint {
                     of,
                     length: 0,
-                    disk: 0,
-                    chunk: 0,
                     done: 0,
+                    state: Position::default(),
                 },
             ),
         };
@@ -131,49 +124,16 @@ impl Export<'_> {
                 (Err(error), _) => Err(error),
                 (Ok(_), Err(error)) => {
                     // What is there is worth nothing.
-                    Checkpoint::remove(&part);
+                    checkpoint::remove(&part);
                     Err(error)
                 }
             }
         })?;
-        at(&part, File::open(&part).and_then(|file| file.sync_all()))?;
-        at(self.target, std::fs::rename(&part, self.target))?;
-        Checkpoint::remove(&part);
-        let directory = self
-            .target
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty());
-        let directory = directory.unwrap_or(Path::new("."));
-        at(
-            directory,
-            File::open(directory).and_then(|directory| directory.sync_all()),
-        )?;
+        checkpoint::publish(&part, self.target)?;
         Ok(Exported {
             length,
             data,
             resumed,
-        })
-    }
-
-    /// The machine with the sizes that its disks have.
-    fn described(&self, disks: &[Vdi<'_>]) -> Result<Vm, Error> {
-        let mut vm = self.what.vm.clone();
-        for (described, disk) in vm.disks.iter_mut().zip(disks) {
-            described.size = disk.size();
-        }
-        vm.check().map_err(Error::Refused)?;
-        Ok(vm)
-    }
-
-    fn fingerprint(&self, vm: &Vm, disks: &[Vdi<'_>]) -> Result<Fingerprint, Error> {
-        let files = disks.iter().flat_map(|disk| disk.files());
-        Ok(Fingerprint {
-            vm: vm.clone(),
-            checksum: format!("{:?}", self.options.checksum),
-            compression: format!("{:?}", self.options.compression),
-            files: files
-                .map(|name| file_state(self.repository, name))
-                .collect::<Result<_, _>>()?,
         })
     }
 
@@ -183,7 +143,7 @@ impl Export<'_> {
         leader: Leader,
         start: Start,
         part: &Path,
-        (disks, mut at_point): (&mut [Vdi<'_>], Checkpoint),
+        (disks, mut at_point): (&mut [Vdi<'_>], Checkpoint<Position>),
         (data, watch): (u64, &mut Watch<'_>),
     ) -> Result<u64, Error> {
         let Options {
@@ -194,19 +154,19 @@ impl Export<'_> {
         let mut estimate = Estimate::new(data, at_point.done);
         let mut saved = begun;
         let mut writer = Writer::new(leader, vm, checksum, compression, start)?;
-        while let Some(disk) = disks.get_mut(at_point.disk) {
+        while let Some(disk) = disks.get_mut(at_point.state.disk) {
             let chunks = Writer::<Leader>::chunks(disk.size());
-            if at_point.chunk >= chunks {
-                (at_point.disk, at_point.chunk) = (at_point.disk + 1, 0);
+            if at_point.state.chunk >= chunks {
+                (at_point.state.disk, at_point.state.chunk) = (at_point.state.disk + 1, 0);
                 continue;
             }
             // From where data is: what has none takes no time.
-            let next = disk.next_data(at_point.chunk * CHUNK)?;
+            let next = disk.next_data(at_point.state.chunk * CHUNK)?;
             let next = next.map_or(chunks, |range| range.start / CHUNK);
-            let end = (next.max(at_point.chunk) + SLICE).min(chunks);
-            writer.write(at_point.disk, disk, at_point.chunk..end)?;
-            at_point.done += allocated(disk, at_point.chunk * CHUNK, end * CHUNK)?;
-            at_point.chunk = end;
+            let end = (next.max(at_point.state.chunk) + SLICE).min(chunks);
+            writer.write(at_point.state.disk, disk, at_point.state.chunk..end)?;
+            at_point.done += allocated(disk, at_point.state.chunk * CHUNK, end * CHUNK)?;
+            at_point.state.chunk = end;
             watch(estimate.advance(at_point.done, begun.elapsed()));
             if saved.elapsed() >= BETWEEN_CHECKPOINTS {
                 let leader = writer.checkpoint()?;
@@ -220,6 +180,32 @@ impl Export<'_> {
         at(part, leader.sync())?;
         Ok(leader.length())
     }
+}
+
+/// The machine with the sizes that its disks have.
+pub(crate) fn described(what: &Found, disks: &[Vdi<'_>]) -> Result<Vm, Error> {
+    let mut vm = what.vm.clone();
+    for (described, disk) in vm.disks.iter_mut().zip(disks) {
+        described.size = disk.size();
+    }
+    vm.check().map_err(Error::Refused)?;
+    Ok(vm)
+}
+
+pub(crate) fn fingerprint(
+    repository: &Path,
+    vm: Vm,
+    form: String,
+    disks: &[Vdi<'_>],
+) -> Result<Fingerprint, Error> {
+    let files = disks.iter().flat_map(|disk| disk.files());
+    Ok(Fingerprint {
+        vm,
+        form,
+        files: files
+            .map(|name| file_state(repository, name))
+            .collect::<Result<_, _>>()?,
+    })
 }
 
 fn allocated(disk: &mut Vdi<'_>, mut from: u64, to: u64) -> Result<u64, Error> {

@@ -34,9 +34,9 @@ fn file_name(vm: &Vm) -> String {
 /// When it is recorded already, or the record cannot be written.
 pub fn record(repository: &Path, vm: &Vm) -> Result<(), Error> {
     let text = serde_json::to_vec_pretty(vm).expect("plain data");
-    let store = Unnamed::new(repository)?;
-    at(repository, store.write("", 0, &text))?;
-    store.publish(&file_name(vm))
+    let file = Unnamed::new(repository)?;
+    at(repository, file.write(&text))?;
+    file.publish(&file_name(vm))
 }
 
 /// Bytes of a disk.
@@ -129,7 +129,8 @@ pub fn find(repository: &Path, wanted: &str) -> Result<Found, Error> {
 /// A machine around a disk of which nothing else is known.
 fn of_disk(uuid: Uuid, size: u64) -> Vm {
     Vm {
-        uuid: vdi::new_uuid().to_string(),
+        // The same each time, so that an export of it can be gone on with.
+        uuid: uuid.to_string(),
         name: uuid.to_string(),
         memory: 512 << 20,
         vcpus: 1,

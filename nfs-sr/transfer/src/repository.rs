@@ -140,6 +140,11 @@ impl Unnamed {
         })
     }
 
+    /// Writes all that it is to hold.
+    pub fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, 0)
+    }
+
     /// Makes the file durable and gives it its name, which must be free.
     pub fn publish(mut self, name: &str) -> Result<(), Error> {
         let path = self.directory.join(name);
@@ -178,12 +183,15 @@ impl Drop for Unnamed {
     }
 }
 
-/// A store of this one file, whatever it is called. Nothing is synced before it is published.
-impl Store for Unnamed {
+/// A file by itself.
+struct Lone<'a>(&'a File);
+
+/// A store of one file, whatever it is called. Nothing is synced before all of it is.
+impl Store for Lone<'_> {
     fn read(&self, _: &str, at: u64, buffer: &mut [u8]) -> io::Result<()> {
         let mut done = 0;
         while done < buffer.len() {
-            match self.file.read_at(&mut buffer[done..], at + done as u64)? {
+            match self.0.read_at(&mut buffer[done..], at + done as u64)? {
                 0 => {
                     buffer[done..].fill(0);
                     break;
@@ -194,13 +202,13 @@ impl Store for Unnamed {
         Ok(())
     }
     fn write(&self, _: &str, at: u64, data: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(data, at)
+        self.0.write_all_at(data, at)
     }
     fn length(&self, _: &str) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        Ok(self.0.metadata()?.len())
     }
     fn set_length(&self, _: &str, length: u64) -> io::Result<()> {
-        self.file.set_len(length)
+        self.0.set_len(length)
     }
     fn sync(&self, _: &str) -> io::Result<()> {
         Ok(())
@@ -230,7 +238,7 @@ impl Store for Unnamed {
 
 /// A new disk, to be written and then published.
 pub(crate) struct NewVdi {
-    store: Unnamed,
+    file: Unnamed,
     layer: Layer,
     uuid: Uuid,
 }
@@ -248,40 +256,99 @@ impl NewVdi {
             name: name.clone(),
             error,
         })?;
-        let store = Unnamed::new(repository)?;
-        vdi::write_extents(&store, &name, &extents)?;
-        let layer = Layer::open(&store, &name)?;
-        Ok(Self { store, layer, uuid })
+        let file = Unnamed::new(repository)?;
+        vdi::write_extents(&Lone(&file.file), &name, &extents)?;
+        let layer = Layer::open(&Lone(&file.file), &name)?;
+        Ok(Self { file, layer, uuid })
     }
 
     /// Gives the disk its name in the repository.
-    pub fn publish(self) -> Result<(), Error> {
-        let name = vdi::file_name(self.uuid);
-        self.publish_as(&name)
+    pub fn publish(mut self) -> Result<(), Error> {
+        mark(&mut self.layer, &Lone(&self.file.file))?;
+        self.file.publish(&vdi::file_name(self.uuid))
     }
+}
 
-    /// Gives the file a name.
-    pub fn publish_as(mut self, name: &str) -> Result<(), Error> {
-        if let Some((offset, bytes)) = self.layer.mark_full_blocks(&self.store)? {
-            at(&self.store.directory, self.store.write("", offset, &bytes))?;
-        }
-        self.store.publish(name)
+/// Has the batmap say which blocks are full.
+fn mark(layer: &mut Layer, store: &Lone<'_>) -> Result<(), Error> {
+    match layer.mark_full_blocks(store)? {
+        Some((offset, bytes)) => at(Path::new(&layer.name), store.write("", offset, &bytes)),
+        None => Ok(()),
     }
+}
+
+fn write(layer: &mut Layer, store: &Lone<'_>, offset: u64, data: &[u8]) -> Result<(), FormatError> {
+    let sectors = data.len().next_multiple_of(vhd::SECTOR as usize);
+    if sectors == data.len() {
+        return layer.write(store, offset, data).map_err(format_error);
+    }
+    let mut whole = data.to_vec();
+    whole.resize(sectors, 0);
+    layer.write(store, offset, &whole).map_err(format_error)
 }
 
 impl Sink for NewVdi {
     fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), FormatError> {
-        let sectors = data.len().next_multiple_of(vhd::SECTOR as usize);
-        if sectors == data.len() {
-            return self
-                .layer
-                .write(&self.store, offset, data)
-                .map_err(format_error);
+        write(&mut self.layer, &Lone(&self.file.file), offset, data)
+    }
+}
+
+/// A VHD outside of a repository, in a file that may have been begun earlier.
+pub(crate) struct VhdFile {
+    file: File,
+    layer: Layer,
+}
+
+impl VhdFile {
+    /// A new disk of `size` bytes, or the one of which `good` bytes are there.
+    pub fn open(file: File, size: u64, good: Option<u64>) -> Result<Self, Error> {
+        let name = "the VHD";
+        if good.is_none() {
+            let made = NewDisk {
+                size: size.next_multiple_of(vhd::SECTOR).max(vhd::MIN_SIZE),
+                uuid: vdi::new_uuid(),
+                timestamp: vdi::timestamp(),
+            };
+            let (_, extents) = made.dynamic().map_err(|error| SrError::Vhd {
+                name: name.into(),
+                error,
+            })?;
+            vdi::write_extents(&Lone(&file), name, &extents)?;
         }
-        let mut whole = data.to_vec();
-        whole.resize(sectors, 0);
-        self.layer
-            .write(&self.store, offset, &whole)
-            .map_err(format_error)
+        let mut layer = Layer::open(&Lone(&file), name)?;
+        if let (Some(good), Some(header), Some(bat)) = (good, layer.disk.header(), layer.disk.bat())
+        {
+            // The table may be younger than the last checkpoint, and name blocks that are not there.
+            let bytes = u64::from(header.bitmap_size()) + u64::from(header.block_size);
+            let lost = |(_, sector): &(u32, u32)| u64::from(*sector) * vhd::SECTOR + bytes > good;
+            let mut kept = bat.clone();
+            let blocks: Vec<_> = bat.allocated().filter(lost).collect();
+            blocks.iter().for_each(|(block, _)| kept.set(*block, None));
+            let store = Lone(&file);
+            at(
+                Path::new(name),
+                store.write("", header.bat_offset, &kept.encode()),
+            )?;
+            layer = Layer::open(&store, name)?;
+        }
+        Ok(Self { file, layer })
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Ends the file with its footer, which an interruption may have cost.
+    pub fn finish(mut self) -> Result<(), Error> {
+        let store = Lone(&self.file);
+        mark(&mut self.layer, &store)?;
+        let footer = self.layer.disk.footer().clone();
+        Ok(self.layer.write_footer(&store, footer)?)
+    }
+}
+
+impl Sink for VhdFile {
+    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), FormatError> {
+        write(&mut self.layer, &Lone(&self.file), offset, data)
     }
 }

@@ -407,6 +407,72 @@ fn an_export_goes_on_where_it_was() {
     assert_eq!(exported.resumed, 0);
 }
 
+/// As with an archive, whatever the format keeps in memory: what is interrupted again and again becomes the file that it would
+/// have become at once.
+#[test]
+fn images_go_on_where_they_were() {
+    let pool = Pool::new();
+    let filled: Vec<u64> = (0..40).collect();
+    pool.machine(48 * MIB, &filled);
+    let what = find(&pool.repository, "session").expect("a machine");
+    for format in [
+        Format::Raw,
+        Format::Vhd,
+        Format::Vmdk,
+        Format::Qcow2,
+        Format::Ova,
+    ] {
+        let folder = tempfile::tempdir().expect("folder");
+        let target = |name: &str| folder.path().join(name).join("disk");
+        for name in ["whole", "parts"] {
+            fs::create_dir(folder.path().join(name)).expect("folder");
+        }
+        let whole = export_as(
+            &pool.repository,
+            &what,
+            &target("whole"),
+            format,
+            &mut |_| {},
+        );
+        assert_eq!(whole.expect("exported").resumed, 0);
+        let interrupted = |last: u32| {
+            let mut calls = 0;
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                let target = target("parts");
+                export_as(&pool.repository, &what, &target, format, &mut |_| {
+                    calls += 1;
+                    if calls == last - 1 {
+                        std::thread::sleep(Duration::from_millis(2100));
+                    }
+                    assert!(calls < last + 2, "interrupted");
+                })
+            }));
+            assert!(outcome.is_err(), "{format:?}");
+        };
+        interrupted(5);
+        interrupted(17);
+        let target = target("parts");
+        assert!(!target.exists());
+        let rest = export_as(&pool.repository, &what, &target, format, &mut |_| {});
+        let rest = rest.expect("exported");
+        assert_eq!(rest.resumed, 20 * MIB, "{format:?}");
+        let [whole, parts] =
+            ["whole", "parts"].map(|name| fs::read(folder.path().join(name).join("disk")));
+        let (mut whole, mut parts) = (whole.expect("read"), parts.expect("read"));
+        if format == Format::Vhd {
+            // Each has its own identity and time, and sums over them.
+            for bytes in [&mut whole, &mut parts] {
+                let end = bytes.len() - 512;
+                bytes[end..].fill(0);
+                bytes[..512].fill(0);
+            }
+        }
+        assert!(whole == parts, "{format:?}");
+        let left = fs::read_dir(folder.path().join("parts")).expect("read");
+        assert_eq!(left.count(), 1, "{format:?}");
+    }
+}
+
 proptest! {
     /// The time left never grows, whatever the speed does, and is nothing at the end.
     #[test]

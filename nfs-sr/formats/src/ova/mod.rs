@@ -10,4 +10,4 @@ mod write;
 mod xml;
 
 pub use read::Reader;
-pub use write::Writer;
+pub use write::{State, Writer};

@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::FileExt,
 };
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::ovf;
@@ -27,10 +28,44 @@ pub struct Writer {
     stem: String,
     ovf_size: usize,
     mf_size: usize,
+    state: State,
+}
+
+/// How far an archive is written: what it takes to go on after an interruption.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
     /// Name, size and digest of each disk so far.
     disks: Vec<(String, u64, String)>,
+    /// Where the next member begins.
     position: u64,
+    /// The disk that is being written, and where on it that goes on.
+    image: Option<(vmdk::State, u64)>,
 }
+
+impl State {
+    /// Disks that are written.
+    #[must_use]
+    pub fn done(&self) -> usize {
+        self.disks.len()
+    }
+
+    /// Where on the next disk writing goes on.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.image.as_ref().map_or(0, |(_, offset)| *offset)
+    }
+
+    /// Bytes of the file that count.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        let begun = |(image, _): &(vmdk::State, u64)| BLOCK + image.length();
+        self.position + self.image.as_ref().map_or(0, begun)
+    }
+}
+
+/// Is told how far on a disk it is, and can have everything before that put on disk, to go on from there.
+pub type Each<'a> =
+    dyn FnMut(u64, &mut dyn FnMut() -> Result<State, Error>) -> Result<(), Error> + 'a;
 
 impl Writer {
     /// Keeps room for the description and the manifest.
@@ -56,8 +91,7 @@ impl Writer {
             stem,
             ovf_size: 0,
             mf_size: 0,
-            disks: Vec::new(),
-            position: 0,
+            state: State::default(),
         };
         let most: Vec<_> = (0..vm.disks.len())
             .map(|n| (this.disk_name(n), u64::MAX))
@@ -68,8 +102,19 @@ impl Writer {
             .len()
             + 64 * (1 + most.len());
         let room = |size: usize| BLOCK + (size as u64).next_multiple_of(BLOCK);
-        this.position = room(this.ovf_size) + room(this.mf_size);
+        this.state.position = room(this.ovf_size) + room(this.mf_size);
         Ok(this)
+    }
+
+    /// Goes on with the archive of the same machine, in a file that has what it had in this state.
+    ///
+    /// # Errors
+    /// When the machine cannot be described.
+    pub fn resume(file: File, vm: &Vm, state: State) -> Result<Self, Error> {
+        Ok(Self {
+            state,
+            ..Self::new(file, vm)?
+        })
     }
 
     fn disk_name(&self, index: usize) -> String {
@@ -84,28 +129,43 @@ impl Writer {
         text
     }
 
-    /// Writes the next disk. `each` is told how far on the disk it is.
+    /// Writes the next disk, or the rest of it.
     ///
     /// # Errors
     /// When the disk cannot be read, or the archive not be written.
-    pub fn disk(
-        &mut self,
-        source: &mut dyn Source,
-        each: &mut dyn FnMut(u64),
-    ) -> Result<(), Error> {
-        let name = self.disk_name(self.disks.len());
-        let begin = self.position + BLOCK;
-        let out = Digesting {
+    pub fn disk(&mut self, source: &mut dyn Source, each: &mut Each<'_>) -> Result<(), Error> {
+        let name = self.disk_name(self.state.disks.len());
+        let begin = self.state.position + BLOCK;
+        let size = source.size();
+        let mut out = Digesting {
             file: &self.file,
             position: begin,
             digest: Sha256::new(),
         };
-        let size = source.size();
-        let mut image =
-            vmdk::Writer::new(io::BufWriter::with_capacity(crate::UNIT, out), &name, size)?;
-        disk::pieces(source, 0..size, crate::UNIT, &mut |offset, data| {
-            each(offset);
-            disk::Sink::write(&mut image, offset, data)
+        let (mut image, from) = match self.state.image.take() {
+            Some((image, from)) => {
+                at(&name, out.skip(image.length()))?;
+                let out = io::BufWriter::with_capacity(crate::UNIT, out);
+                (vmdk::Writer::resume(out, &name, size, image), from)
+            }
+            None => {
+                let out = io::BufWriter::with_capacity(crate::UNIT, out);
+                (vmdk::Writer::new(out, &name, size)?, 0)
+            }
+        };
+        let before = &self.state;
+        disk::pieces(source, from..size, crate::UNIT, &mut |offset, data| {
+            disk::Sink::write(&mut image, offset, data)?;
+            let next = offset + data.len() as u64;
+            each(next, &mut || {
+                let (state, out) = image.state();
+                at(&name, out.flush())?;
+                at(&name, self.file.sync_data())?;
+                Ok(State {
+                    image: Some((state, next)),
+                    ..before.clone()
+                })
+            })
         })?;
         let out = image
             .finish()?
@@ -114,9 +174,10 @@ impl Writer {
         let out = at(&name, out)?;
         let (end, digest) = (out.position, hex(&out.digest.finalize()));
         let header = archive::header(&name, end - begin)?;
-        at(&name, self.file.write_all_at(&header, self.position))?;
-        self.position = end + archive::padding(end - begin) as u64;
-        self.disks.push((name, end - begin, digest));
+        let place = self.state.position;
+        at(&name, self.file.write_all_at(&header, place))?;
+        self.state.position = end + archive::padding(end - begin) as u64;
+        self.state.disks.push((name, end - begin, digest));
         Ok(())
     }
 
@@ -126,6 +187,7 @@ impl Writer {
     /// When it cannot be written.
     pub fn finish(self) -> Result<(), Error> {
         let files: Vec<_> = self
+            .state
             .disks
             .iter()
             .map(|(name, size, _)| (name.clone(), *size))
@@ -133,7 +195,8 @@ impl Writer {
         let mut ovf = ovf::write(&self.vm, &files);
         let mut mf = self.manifest(
             &hex(&Sha256::digest(pad(&mut ovf, self.ovf_size))),
-            self.disks
+            self.state
+                .disks
                 .iter()
                 .map(|(name, _, digest)| (&**name, &**digest)),
         );
@@ -147,7 +210,7 @@ impl Writer {
         let mut end = Vec::new();
         archive::write_end(&mut end)?;
         let place = "the archive";
-        at(place, self.file.write_all_at(&end, self.position))?;
+        at(place, self.file.write_all_at(&end, self.state.position))?;
         at(place, self.file.write_all_at(&front, 0))?;
         at(place, self.file.sync_all())
     }
@@ -170,6 +233,21 @@ struct Digesting<'a> {
     file: &'a File,
     position: u64,
     digest: Sha256,
+}
+
+impl Digesting<'_> {
+    /// Goes over bytes that are there.
+    fn skip(&mut self, length: u64) -> io::Result<()> {
+        let end = self.position + length;
+        let mut buffer = vec![0; crate::UNIT];
+        while self.position < end {
+            let n = (end - self.position).min(crate::UNIT as u64) as usize;
+            self.file.read_exact_at(&mut buffer[..n], self.position)?;
+            self.digest.update(&buffer[..n]);
+            self.position += n as u64;
+        }
+        Ok(())
+    }
 }
 
 impl Write for Digesting<'_> {

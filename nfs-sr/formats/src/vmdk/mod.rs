@@ -15,7 +15,7 @@ mod read;
 mod write;
 
 pub use read::Reader;
-pub use write::Writer;
+pub use write::{State, Writer};
 
 const SECTOR: u64 = 512;
 /// Sectors of a grain.

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use flate2::{Compression, write::ZlibEncoder};
+use serde::{Deserialize, Serialize};
 
 use super::{
     DIRECTORY_AT_END, END_OF_STREAM, FOOTER, GRAIN, GRAIN_BYTES, GRAIN_DIRECTORY, GRAIN_TABLE,
@@ -18,12 +19,26 @@ pub struct Writer<W> {
     out: W,
     place: String,
     sectors: u64,
+    state: State,
+}
+
+/// How far a disk is written: what it takes to go on after an interruption.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
     /// Sectors written.
     position: u64,
     table: Vec<u32>,
     /// Which table is being filled.
     current: usize,
     directory: Vec<u32>,
+}
+
+impl State {
+    /// Bytes that are written.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.position * SECTOR
+    }
 }
 
 impl<W: Write> Writer<W> {
@@ -46,15 +61,28 @@ impl<W: Write> Writer<W> {
         front.resize((OVERHEAD * SECTOR) as usize, 0);
         at(name, out.write_all(&front))?;
         let tables = sectors.div_ceil(GRAIN * TABLE as u64) as usize;
-        Ok(Self {
-            out,
-            place: name.to_owned(),
-            sectors,
+        let state = State {
             position: OVERHEAD,
             table: vec![0; TABLE],
             current: 0,
             directory: vec![0; tables],
-        })
+        };
+        Ok(Self::resume(out, name, size, state))
+    }
+
+    /// Goes on with a disk of `size` bytes behind what was written until this state.
+    pub fn resume(out: W, name: &str, size: u64, state: State) -> Self {
+        Self {
+            out,
+            place: name.to_owned(),
+            sectors: size.div_ceil(SECTOR),
+            state,
+        }
+    }
+
+    /// What it takes to go on from here, and where it writes: what is kept there must be made durable before the state counts.
+    pub fn state(&mut self) -> (State, &mut W) {
+        (self.state.clone(), &mut self.out)
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
@@ -64,7 +92,7 @@ impl<W: Write> Writer<W> {
             .write_all(bytes)
             .and_then(|()| self.out.write_all(&[0; SECTOR as usize][..padding]));
         at(&self.place, written)?;
-        self.position += ((bytes.len() + padding) as u64) / SECTOR;
+        self.state.position += ((bytes.len() + padding) as u64) / SECTOR;
         Ok(())
     }
 
@@ -76,27 +104,28 @@ impl<W: Write> Writer<W> {
     }
 
     fn end_table(&mut self) -> Result<(), Error> {
-        if self.table.iter().any(|entry| *entry != 0) {
+        if self.state.table.iter().any(|entry| *entry != 0) {
             let bytes: Vec<u8> = self
+                .state
                 .table
                 .iter()
                 .flat_map(|entry| entry.to_le_bytes())
                 .collect();
             self.marker(bytes.len() as u64 / SECTOR, GRAIN_TABLE)?;
-            self.directory[self.current] = self.position as u32;
+            self.state.directory[self.state.current] = self.state.position as u32;
             self.put(&bytes)?;
-            self.table.fill(0);
+            self.state.table.fill(0);
         }
         Ok(())
     }
 
     fn grain(&mut self, number: u64, data: &[u8]) -> Result<(), Error> {
         let table = (number / TABLE as u64) as usize;
-        if table != self.current {
+        if table != self.state.current {
             self.end_table()?;
-            self.current = table;
+            self.state.current = table;
         }
-        self.table[(number % TABLE as u64) as usize] = self.position as u32;
+        self.state.table[(number % TABLE as u64) as usize] = self.state.position as u32;
         let mut frame = Vec::with_capacity(data.len() / 2);
         frame.extend_from_slice(&(number * GRAIN).to_le_bytes());
         frame.extend_from_slice(&[0; 4]);
@@ -115,12 +144,13 @@ impl<W: Write> Writer<W> {
     pub fn finish(mut self) -> Result<W, Error> {
         self.end_table()?;
         let directory: Vec<u8> = self
+            .state
             .directory
             .iter()
             .flat_map(|entry| entry.to_le_bytes())
             .collect();
         self.marker((directory.len() as u64).div_ceil(SECTOR), GRAIN_DIRECTORY)?;
-        let directory_at = self.position;
+        let directory_at = self.state.position;
         self.put(&directory)?;
         self.marker(1, FOOTER)?;
         self.put(&header(self.sectors, directory_at))?;

@@ -209,7 +209,7 @@ pub fn resize<S: Store>(store: &S, uuid: Uuid, size: u64) -> Result<(), SrError>
     replace(store, &name, |replacement| {
         write_extents(store, replacement, &extents)?;
         let mut copy = Layer::open(store, replacement)?;
-        copy_data(store, &mut old, &mut copy)?;
+        copy_data((store, &mut old), (store, &mut copy))?;
         match copy.mark_full_blocks(store)? {
             Some((offset, bytes)) => at(replacement, store.write(replacement, offset, &bytes)),
             None => Ok(()),
@@ -333,7 +333,7 @@ fn coalesce<S: Store>(store: &S, survey: &Survey, base: &str, child: &str) -> Re
 /// Writes whatever `child` holds to `base`.
 pub(super) fn merge_data<S: Store>(store: &S, base: &str, child: &str) -> Result<(), SrError> {
     let (mut from, mut to) = (Layer::open(store, child)?, Layer::open(store, base)?);
-    copy_data(store, &mut from, &mut to)?;
+    copy_data((store, &mut from), (store, &mut to))?;
     at(base, store.sync(base))?;
     // All or nothing: XenServer refuses a disk whose batmap does not fit its checksum.
     match to.mark_full_blocks(store)? {
@@ -342,8 +342,11 @@ pub(super) fn merge_data<S: Store>(store: &S, base: &str, child: &str) -> Result
     }
 }
 
-/// Writes to one file whatever the other one holds itself.
-fn copy_data<S: Store>(store: &S, from: &mut Layer, to: &mut Layer) -> Result<(), SrError> {
+/// Writes to one file whatever the other one holds itself. Gives how many bytes that are.
+pub(super) fn copy_data<S: Store, T: Store>(
+    (source, from): (&S, &mut Layer),
+    (target, to): (&T, &mut Layer),
+) -> Result<u64, SrError> {
     let name = from.name.clone();
     let size = from.disk.size();
     let blocks: Vec<u32> = from
@@ -356,6 +359,7 @@ fn copy_data<S: Store>(store: &S, from: &mut Layer, to: &mut Layer) -> Result<()
         .header()
         .map_or(0, |header: &Header| u64::from(header.block_size));
     let mut buffer = vec![0; CHUNK as usize];
+    let mut bytes = 0;
     for block in blocks {
         let start = u64::from(block) * block_size;
         let located = from
@@ -368,20 +372,21 @@ fn copy_data<S: Store>(store: &S, from: &mut Layer, to: &mut Layer) -> Result<()
             })?
             .collect();
         for segment in segments {
-            for (offset, length, place) in from.runs(store, &segment)? {
+            for (offset, length, place) in from.runs(source, &segment)? {
                 let Some(place) = place else { continue };
+                bytes += length;
                 let mut done = 0;
                 while done < length {
                     let n = (length - done).min(CHUNK);
                     let piece = &mut buffer[..n as usize];
-                    at(&name, store.read(&name, place + done, piece))?;
-                    to.write(store, offset + done, piece)?;
+                    at(&name, source.read(&name, place + done, piece))?;
+                    to.write(target, offset + done, piece)?;
                     done += n;
                 }
             }
         }
     }
-    Ok(())
+    Ok(bytes)
 }
 
 /// Gives a disk another parent, which must hold the same data. The header takes two sectors and the paths are

@@ -6,6 +6,7 @@
 
 pub mod chain;
 pub mod check;
+pub mod delta;
 pub mod guard;
 pub mod image;
 pub mod journal;
