@@ -116,6 +116,22 @@ impl std::str::FromStr for DiskFault {
     }
 }
 
+/// What a new VM or template has that its origin has not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Changes {
+    /// Memory, in MiB.
+    pub memory_mib: Option<u32>,
+    /// Number of vCPUs.
+    pub vcpus: Option<u8>,
+    /// Its share of CPU time.
+    pub weight: Option<u16>,
+    /// A network card on each of these instead of those of its origin.
+    pub networks: Vec<String>,
+    /// Whether it is started when its host is.
+    pub start_on_boot: Option<bool>,
+}
+
 /// What a lab can be told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
@@ -186,18 +202,20 @@ pub enum Command {
         #[serde(default)]
         cold: bool,
     },
-    /// Make a VM that begins with what a snapshot holds, or a VM that is off.
+    /// Make a VM, or a template, that begins with what a snapshot, a VM that is off, or a template holds.
     VmClone {
         vm: String,
         #[serde(default)]
         snapshot: Option<String>,
         new: String,
         #[serde(default)]
-        memory_mib: Option<u32>,
+        template: bool,
         #[serde(default)]
-        vcpus: Option<u8>,
-        #[serde(default)]
-        weight: Option<u16>,
+        changes: Changes,
+    },
+    Templates,
+    TemplateDelete {
+        template: String,
     },
     /// Let a suspended VM go on; where it was, if no host is named.
     VmResume {
@@ -238,6 +256,8 @@ pub enum Command {
     StorageResume,
     StorageKill,
     StorageStart,
+    /// Merge base copies that only one other base copy needs, whether VMs run or not.
+    StorageCoalesce,
     /// The disk of the storage server fails, or is well again. A server that is started anew has a disk that is well.
     StorageFault {
         fault: DiskFault,

@@ -202,6 +202,9 @@ pub enum Command {
     Protect(pool::PoolSetup),
     /// Report the pool as this host sees it.
     PoolStatus,
+    /// Open the chains of a running VM's disks anew, since base copies were merged. The files that were open before are not
+    /// read any more when this is done.
+    Reopen(VmId),
 }
 
 /// From a host to the lab.

@@ -116,6 +116,11 @@ impl<P: Platform> Host<P> {
                 self.snapshot(index, asker)?;
                 Ok(None)
             }
+            Command::Reopen(vm) => {
+                let index = self.find(vm)?;
+                self.reopen(index, asker)?;
+                Ok(None)
+            }
             Command::Resume { path } => {
                 self.restore(path, asker)?;
                 Ok(None)

@@ -56,7 +56,7 @@ use crate::{
     platform::{Nic, Platform, VmHardware},
     scheduler::{SLICE_NS, Scheduler, VcpuId},
     storage::StorageLink,
-    suspend::{Restoration, Snapshotting, Suspension},
+    suspend::{Reopening, Restoration, Snapshotting, Suspension},
     vm::{Guest, Stage, Vm},
 };
 
@@ -109,6 +109,7 @@ pub struct Host<P: Platform> {
     hashing: Option<Hashing>,
     suspension: Option<Suspension>,
     snapshot: Option<Snapshotting>,
+    reopening: Option<Reopening>,
     restoration: Option<Restoration>,
     /// Its part in a pool, once it is told of one.
     availability: Option<Availability>,
@@ -176,6 +177,7 @@ impl<P: Platform> Host<P> {
             hashing: None,
             suspension: None,
             snapshot: None,
+            reopening: None,
             restoration: None,
             availability: None,
             guests_ran_ns: 0,

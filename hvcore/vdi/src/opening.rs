@@ -10,7 +10,7 @@ use alloc::{
 
 use nfs_client::{Call, CallError, LeaseRefusal, Reply};
 use nfs3::{
-    FileHandle,
+    FileHandle, Status,
     lease::{LeaseStatus, Mode},
 };
 use vhd::{DiskKind, Footer, Header, MAX_CHAIN, SECTOR, Tables};
@@ -29,6 +29,8 @@ const HEAD: u64 = 64 << 10;
 /// Largest BAT: that of the largest disk with blocks of 1 MiB.
 const MAX_BAT: u64 = 8 << 20;
 const HEADER_LEN: usize = 1024;
+/// A chain that is merged while it is opened is looked up again so often.
+const MAX_RESTARTS: u8 = 4;
 
 /// What the disk is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +79,7 @@ pub(crate) struct Opening {
     lease: Option<Granted>,
     footer_missing: bool,
     layers: Vec<Layer>,
+    restarts: u8,
     now_ns: u64,
 }
 
@@ -148,6 +151,7 @@ impl Opening {
             lease: None,
             footer_missing: false,
             layers: Vec::new(),
+            restarts: 0,
             now_ns: 0,
         };
         Ok((opening, call))
@@ -185,6 +189,16 @@ impl Opening {
                 };
             }
             Stage::Acquire => return self.on_acquired(job, answer),
+            // Merged with its child since that was looked up; the names from the leaf on lead to what there is now.
+            Stage::Parent
+                if matches!(answer, Err(CallError::Nfs(Status::NoEnt)))
+                    && self.layers.len() > 1
+                    && self.restarts < MAX_RESTARTS =>
+            {
+                self.restarts += 1;
+                self.layers.truncate(1);
+                return Ok(self.look_up_parent());
+            }
             _ => {}
         }
         let reply = answer.map_err(|why| refused(self.path(), "a read of its tables", &why))?;
@@ -434,12 +448,14 @@ impl Opening {
     ) -> Result<Step, StorageError> {
         if let Some(child) = self.layers.last() {
             let expected = child.disk.header().map(|header| header.parent);
-            if expected != Some(disk.footer().uuid) {
+            let found = disk.footer().uuid;
+            // One with the child's own identity holds what the child does, and is about to take its name.
+            if expected != Some(found) && child.disk.footer().uuid != found {
                 return Err(self.bad("its parent is not the disk that it was made from"));
             }
         }
         let parent = (disk.footer().kind == DiskKind::Differencing)
-            .then(|| disk.header().map(|header| header.parent_name.clone()))
+            .then(|| disk.header().map(|header| header.parent))
             .flatten();
         let leaf_end = disk.footer_at();
         let is_leaf = self.layers.is_empty();
@@ -451,18 +467,20 @@ impl Opening {
             Some(_) if self.layers.len() >= MAX_CHAIN => {
                 Err(self.bad("its chain of parents is too long"))
             }
-            Some(name) => {
-                let name = name
-                    .rsplit(['/', '\\'])
-                    .next()
-                    .unwrap_or_default()
-                    .to_owned();
-                self.stage = Stage::Parent;
-                let dir = self.dir.expect("known since the walk");
-                Ok(one(Call::Lookup { dir, name }))
-            }
+            Some(_) => Ok(self.look_up_parent()),
             None => Ok(self.cut_tail()),
         }
+    }
+
+    /// The parent of the last layer, which has one.
+    fn look_up_parent(&mut self) -> Step {
+        let header = self.layers.last().and_then(|layer| layer.disk.header());
+        let path = header.map_or("", |header| header.parent_name.as_str());
+        let name = path.rsplit(['/', '\\']).next().unwrap_or_default();
+        let name = name.to_owned();
+        self.stage = Stage::Parent;
+        let dir = self.dir.expect("known since the walk");
+        one(Call::Lookup { dir, name })
     }
 
     /// What lies behind the last block may be data of a block that never came into being, and must not show through

@@ -380,6 +380,25 @@ impl Storage {
         }
     }
 
+    /// Has a disk in use read through the ancestors that it has by now. `fresh` is the same disk, prepared for this, and is gone when
+    /// this gives true. False: not at this moment, since something is being read; to be asked again.
+    ///
+    /// # Errors
+    /// When they are not the same disk.
+    pub fn renew_ancestors(&mut self, disk: DiskId, fresh: DiskId) -> Result<bool, &'static str> {
+        let Some(mut new) = self.disks.remove(&fresh) else {
+            return Err("there is no such disk");
+        };
+        let renewed = match self.disks.get_mut(&disk) {
+            Some(disk) => disk.take_ancestors(&mut new),
+            None => Err("there is no such disk"),
+        };
+        if renewed == Ok(false) {
+            self.disks.insert(fresh, new);
+        }
+        renewed
+    }
+
     /// Finishes what is in flight, commits what is uncommitted, releases the lease, forgets the disk. Ends in
     /// [`Completion::Closed`].
     pub fn close_disk(&mut self, disk: DiskId, now_ns: u64) {

@@ -138,35 +138,22 @@ pub fn export(arguments: &ExportArguments) -> Result<ExitCode> {
     let mut line = Line::default();
     let mut watch = |progress| line.show(progress);
     let failed = || format!("\"{}\" was not exported", arguments.vm);
-    if let Some(format) = other_format(arguments.format) {
-        let length = transfer::export_as(&repository, &what, &arguments.file, format, &mut watch)
-            .with_context(failed)?;
-        line.end();
-        println!(
-            "{}: {} of \"{}\"",
-            arguments.file.display(),
-            bytes(length),
-            what.vm.name
-        );
-        return Ok(ExitCode::SUCCESS);
-    }
-    let export = Export {
-        repository: &repository,
-        what: &what,
-        target: &arguments.file,
-        options: Options {
-            checksum: match arguments.checksum {
-                ChecksumWord::Xxhash => Checksum::Xxhash,
-                ChecksumWord::Sha1 => Checksum::Sha1,
-            },
-            compression: match arguments.compress {
-                CompressionWord::None => Compression::None,
-                CompressionWord::Gzip => Compression::Gzip,
-                CompressionWord::Zstd => Compression::Zstd,
-            },
-        },
+    let (exported, verified) = match other_format(arguments.format) {
+        Some(format) => {
+            let target = &arguments.file;
+            let exported = transfer::export_as(&repository, &what, target, format, &mut watch);
+            (exported.with_context(failed)?, "")
+        }
+        None => {
+            let export = Export {
+                repository: &repository,
+                what: &what,
+                target: &arguments.file,
+                options: options(arguments),
+            };
+            (export.run(&mut watch).with_context(failed)?, ", verified")
+        }
     };
-    let exported = export.run(&mut watch).with_context(failed)?;
     line.end();
     if exported.resumed > 0 {
         println!(
@@ -175,12 +162,26 @@ pub fn export(arguments: &ExportArguments) -> Result<ExitCode> {
         );
     }
     println!(
-        "{}: {} of \"{}\", verified",
+        "{}: {} of \"{}\"{verified}",
         arguments.file.display(),
         bytes(exported.length),
         what.vm.name
     );
     Ok(ExitCode::SUCCESS)
+}
+
+fn options(arguments: &ExportArguments) -> Options {
+    Options {
+        checksum: match arguments.checksum {
+            ChecksumWord::Xxhash => Checksum::Xxhash,
+            ChecksumWord::Sha1 => Checksum::Sha1,
+        },
+        compression: match arguments.compress {
+            CompressionWord::None => Compression::None,
+            CompressionWord::Gzip => Compression::Gzip,
+            CompressionWord::Zstd => Compression::Zstd,
+        },
+    }
 }
 
 /// A machine as a snapshot has it.
@@ -254,7 +255,8 @@ pub fn import(arguments: &ImportArguments) -> Result<ExitCode> {
 
 fn described(vm: &Vm, data: u64) -> String {
     let mut text = format!(
-        "VM \"{}\" ({}): {} of memory, {} vCPUs, {} of data\n",
+        "{} \"{}\" ({}): {} of memory, {} vCPUs, {} of data\n",
+        if vm.template { "template" } else { "VM" },
         vm.name,
         vm.uuid,
         bytes(vm.memory),

@@ -29,7 +29,7 @@ pub use release::ReleaseArguments;
 pub use run::run;
 pub use scenario::{RunArguments, RunOneArguments};
 pub use tui::TuiArguments;
-pub use vm::VmAction;
+pub use vm::{TemplateAction, VmAction};
 
 use scenarios::scenario::ScenarioError;
 
@@ -213,8 +213,8 @@ pub enum Action {
     },
     /// Write a VM that is off, with its disks, to a file
     ///
-    /// An XVA is read back and verified while it is written; if interrupted, it leaves FILE.part, and goes on from
-    /// there when it is called again.
+    /// If interrupted, it leaves FILE.part, and goes on from there when it is called again. An XVA is read back and verified
+    /// while it is written.
     Export(ExportArguments),
     /// Create a VM from an archive, or a disk from an image: all of it, or nothing if it is damaged
     Import(ImportArguments),
@@ -280,6 +280,15 @@ pub enum Action {
         /// What to do
         #[command(subcommand)]
         action: VmAction,
+    },
+    /// Make templates of VMs, list and remove them
+    Template {
+        /// Which lab
+        #[command(flatten)]
+        which: Which,
+        /// What to do
+        #[command(subcommand)]
+        action: TemplateAction,
     },
     /// Explore a lab by hand: see the pool, watch the session, break things, replay runs
     Tui(Box<TuiArguments>),
@@ -506,6 +515,11 @@ pub enum SrAction {
     Kill,
     /// Start it again
     Start,
+    /// Merge base copies that only one other base copy needs, while VMs run
+    ///
+    /// This happens by itself when a snapshot or a template is removed. A chain of base copies has at most 30 disks; what a
+    /// running VM writes to is merged with its parent when the VM is off, by `nfs-sr sr coalesce`.
+    Coalesce,
     /// Have its disk fail, as disks do, or be well again
     Fault {
         /// eio-read, eio-write, eio-fsync, full; clear makes it well

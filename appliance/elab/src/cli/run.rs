@@ -82,6 +82,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             Err(json) => show(&which, json, "/hosts", status::hosts),
         },
         Action::Vm { which, action } => super::vm::run(&which, action),
+        Action::Template { which, action } => super::vm::templates(&which, action),
         Action::Tui(arguments) => super::tui::run(&arguments),
         Action::Console { which, vm } => {
             console::attach(&mut Client::connect(Path::new(RUNS), &which.name)?, &vm)?;
@@ -115,6 +116,10 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             HaAction::Status { json } => show_pool(&which, json, status::pool),
             HaAction::Plan { json } => show_pool(&which, json, status::plan),
         },
+        Action::Sr {
+            which,
+            action: SrAction::Coalesce,
+        } => super::vm::coalesce(&which),
         Action::Sr { which, action } => tell(
             &which,
             &match action {
@@ -122,6 +127,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
                 SrAction::Resume => Command::StorageResume,
                 SrAction::Kill => Command::StorageKill,
                 SrAction::Start => Command::StorageStart,
+                SrAction::Coalesce => Command::StorageCoalesce,
                 SrAction::Fault { fault } => Command::StorageFault { fault },
             },
         ),

@@ -214,6 +214,32 @@ pub(super) fn snapshots(known: &Value) -> String {
     out
 }
 
+/// Templates.
+pub(super) fn templates(known: &Value) -> String {
+    let mut out = String::new();
+    for one in list(known) {
+        let networks: Vec<_> = list(&one["networks"]).iter().map(text).collect();
+        let boot = match one["start_on_boot"] == true {
+            true => ", started on boot",
+            false => "",
+        };
+        let _ = writeln!(
+            out,
+            "{:<20} {} MiB, {} vCPUs, weight {}, on {}, disks of {} MiB{boot}",
+            text(&one["template"]),
+            one["memory_mib"],
+            one["vcpus"],
+            one["weight"],
+            networks.join(" and "),
+            one["disk_bytes"].as_u64().unwrap_or_default() >> 20,
+        );
+    }
+    if out.is_empty() {
+        out.push_str("there are no templates; `elab template create NAME --from VM` makes one\n");
+    }
+    out
+}
+
 /// The links with a fault; empty when all are healthy.
 pub(super) fn links(links: &Value) -> String {
     let mut out = String::new();

@@ -7,6 +7,8 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use lab_protocol::Command;
+use lab_protocol::command::Changes;
+use serde_json::Value;
 
 use super::run::show;
 use super::{Which, status};
@@ -111,26 +113,20 @@ pub enum VmAction {
         /// Its snapshot
         snapshot: String,
     },
-    /// Make a new VM that begins with what this one, which must be off, or a snapshot of it holds
+    /// Make a new VM from a template, or from a VM that is off, or from a snapshot
     ///
     /// Nothing is copied, whatever the size. The new VM has an identity, network cards and an address of its own.
     Clone {
-        /// The VM
+        /// The template or VM
         vm: String,
         /// Name of the new VM
         new: String,
-        /// The snapshot to begin with; then the VM may run
+        /// The VM's snapshot to begin with; then the VM may run
         #[arg(long)]
         snapshot: Option<String>,
-        /// Memory of the new VM, in MiB
-        #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(64..=65536))]
-        memory: Option<u32>,
-        /// vCPUs of the new VM
-        #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8))]
-        vcpus: Option<u8>,
-        /// Its share of CPU time; 256 is usual
-        #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
-        weight: Option<u16>,
+        /// What it has that its origin has not
+        #[command(flatten)]
+        changes: ChangeArguments,
     },
     /// Let a suspended VM go on
     Resume {
@@ -140,6 +136,126 @@ pub enum VmAction {
         #[arg(long, value_name = "HOST")]
         on: Option<String>,
     },
+}
+
+/// What a new VM or template has that its origin has not.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ChangeArguments {
+    /// Its memory, in MiB
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(64..=65536))]
+    pub memory: Option<u32>,
+    /// Its vCPUs
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub vcpus: Option<u8>,
+    /// Its share of CPU time; 256 is usual
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub weight: Option<u16>,
+    /// A network card on this network, instead of those of its origin; more than once for more
+    #[arg(long = "network", value_name = "NETWORK")]
+    pub networks: Vec<String>,
+    /// Whether it is started when its host is
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "true|false")]
+    pub start_on_boot: Option<bool>,
+}
+
+impl From<ChangeArguments> for Changes {
+    fn from(arguments: ChangeArguments) -> Self {
+        Self {
+            memory_mib: arguments.memory,
+            vcpus: arguments.vcpus,
+            weight: arguments.weight,
+            networks: arguments.networks,
+            start_on_boot: arguments.start_on_boot,
+        }
+    }
+}
+
+/// `elab template ...`
+#[derive(Clone, Debug, Subcommand)]
+pub enum TemplateAction {
+    /// List the templates
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a template from a VM that is off, or from a snapshot
+    ///
+    /// Nothing is copied. A template cannot be started: `elab vm clone TEMPLATE NEW` makes a VM from it.
+    Create {
+        /// Name of the template
+        template: String,
+        /// What it is made from
+        #[arg(long, value_name = "VM")]
+        from: String,
+        /// The VM's snapshot to begin with; then the VM may run
+        #[arg(long)]
+        snapshot: Option<String>,
+        /// What it has that its origin has not
+        #[command(flatten)]
+        changes: ChangeArguments,
+    },
+    /// Remove a template; VMs made from it stay
+    Delete {
+        /// The template
+        template: String,
+    },
+}
+
+/// Does what is asked with templates.
+///
+/// # Errors
+/// As the lab says.
+pub(super) fn templates(which: &Which, action: TemplateAction) -> Result<ExitCode> {
+    let command = match action {
+        TemplateAction::List { json } => {
+            return list(which, &Command::Templates, json, status::templates);
+        }
+        TemplateAction::Create {
+            template,
+            from,
+            snapshot,
+            changes,
+        } => Command::VmClone {
+            vm: from,
+            snapshot,
+            new: template,
+            template: true,
+            changes: changes.into(),
+        },
+        TemplateAction::Delete { template } => Command::TemplateDelete { template },
+    };
+    Client::connect(Path::new(RUNS), &which.name)?.execute(&command)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Longer than anybody waits for a service.
+const MAX_START_DELAY: Duration = Duration::from_secs(3600);
+
+fn start_delay(text: &str) -> Result<Duration, String> {
+    match units::time(text)? {
+        long if long > MAX_START_DELAY => Err("at most an hour".into()),
+        time => Ok(time),
+    }
+}
+
+/// Has base copies merged, and says what was done.
+///
+/// # Errors
+/// As the lab says.
+pub(super) fn coalesce(which: &Which) -> Result<ExitCode> {
+    let command = Command::StorageCoalesce;
+    let outcome = Client::connect(Path::new(RUNS), &which.name)?.execute(&command)?;
+    let done = outcome["done"].as_array().map_or(&[][..], Vec::as_slice);
+    for sentence in done.iter().filter_map(Value::as_str) {
+        println!("{sentence}");
+    }
+    if let Some(why) = outcome["kept"].as_str() {
+        println!("space is not freed yet: {why}; ask again");
+    } else if done.is_empty() {
+        println!("there was nothing to merge");
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Does it.
@@ -165,7 +281,9 @@ pub(super) fn run(which: &Which, action: VmAction) -> Result<ExitCode> {
             snapshot: label,
             memory: true,
         },
-        VmAction::Snapshots { vm, json } => return list(which, vm, json),
+        VmAction::Snapshots { vm, json } => {
+            return list(which, &Command::VmSnapshots { vm }, json, status::snapshots);
+        }
         VmAction::Revert {
             vm,
             snapshot,
@@ -182,16 +300,13 @@ pub(super) fn run(which: &Which, action: VmAction) -> Result<ExitCode> {
             vm,
             new,
             snapshot,
-            memory,
-            vcpus,
-            weight,
+            changes,
         } => Command::VmClone {
             vm,
             snapshot,
             new,
-            memory_mib: memory,
-            vcpus,
-            weight,
+            template: false,
+            changes: changes.into(),
         },
         VmAction::Resume { vm, on } => Command::VmResume { vm, host: on },
     };
@@ -220,14 +335,18 @@ pub(super) fn run(which: &Which, action: VmAction) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn list(which: &Which, vm: Option<String>, json: bool) -> Result<ExitCode> {
-    let command = Command::VmSnapshots { vm };
-    let known = Client::connect(Path::new(RUNS), &which.name)?.execute(&command)?;
+fn list(
+    which: &Which,
+    command: &Command,
+    json: bool,
+    shown: fn(&Value) -> String,
+) -> Result<ExitCode> {
+    let known = Client::connect(Path::new(RUNS), &which.name)?.execute(command)?;
     if json {
         let text = serde_json::to_string_pretty(&known).context("cannot write JSON")?;
         println!("{text}");
     } else {
-        print!("{}", status::snapshots(&known));
+        print!("{}", shown(&known));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -9,7 +9,6 @@ use lab_protocol::{Command, Event, LinkFault};
 use serde_json::{Value, json};
 use switch::Direction;
 
-use super::snapshots::Changes;
 use super::translate::state_word;
 use super::{Inner, State};
 use crate::network::LinkName;
@@ -49,17 +48,11 @@ impl Inner {
                 vm,
                 snapshot,
                 new,
-                memory_mib,
-                vcpus,
-                weight,
-            } => {
-                let changes = Changes {
-                    memory_mib: *memory_mib,
-                    vcpus: *vcpus,
-                    weight: *weight,
-                };
-                self.vm_clone(vm, snapshot.as_deref(), new, changes)?;
-            }
+                template,
+                changes,
+            } => self.vm_clone(vm, snapshot.as_deref(), new, *template, changes)?,
+            Command::Templates => return self.templates(),
+            Command::TemplateDelete { template } => self.template_delete(template)?,
             Command::VmResume { vm, host } => self.vm_resume(vm, host.as_deref())?,
             Command::VmMigrate { vm, to, verify } => {
                 let number = self.vm_migrate(vm, to, *verify, NegativeControls::default())?;
@@ -75,6 +68,7 @@ impl Inner {
             Command::StorageResume => self.pause_storage(false)?,
             Command::StorageKill => self.kill_storage()?,
             Command::StorageStart => self.start_storage()?,
+            Command::StorageCoalesce => return self.coalesce(),
             Command::StorageFault { fault } => self.fault_storage(*fault)?,
             Command::Mark { text } => self.record(Event::Mark { text: text.clone() }),
         }

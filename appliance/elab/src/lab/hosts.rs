@@ -101,6 +101,7 @@ impl Inner {
             let host = state.hosts.get_mut(&spec.name)?;
             host.cycle += 1;
             host.heard_until_ns = self.clock.now_ns();
+            host.booting = true;
             Some(host.cycle)
         });
         let cycle = cycle.context("the host has vanished from the state")?;
@@ -244,6 +245,7 @@ impl Inner {
             (host.cycle == cycle && !state.stopping).then(|| {
                 host.connection = Some(connection.clone());
                 host.status = None;
+                std::mem::take(&mut host.booting)
             })
         });
         if current.is_none() {
@@ -251,6 +253,12 @@ impl Inner {
         }
         if let Some(setup) = self.lock().pool.clone() {
             connection.tell(host_protocol::Command::Protect(setup))?;
+        }
+        if current == Some(true) {
+            let (inner, host) = (Arc::clone(self), spec.name.clone());
+            std::thread::Builder::new()
+                .name(format!("{host} boot"))
+                .spawn(move || inner.start_on_boot(&host))?;
         }
         let error = listener.run(|heard| self.hear(&spec.name, heard));
         self.update(|state| {

@@ -5,6 +5,8 @@
 //! host connections and child processes report from threads of their own.
 
 mod availability;
+mod clones;
+mod coalesce;
 mod commands;
 mod hosts;
 mod reconcile;
@@ -124,6 +126,8 @@ pub(crate) struct Inner {
     pub(crate) switch: Switch,
     pub(crate) state: Mutex<State>,
     pub(crate) changed: Condvar,
+    /// How the repository's disks hang together is changed by one at a time.
+    chains: Mutex<()>,
 }
 
 impl Lab {
@@ -208,6 +212,7 @@ impl Lab {
             prober,
             switch,
             changed: Condvar::new(),
+            chains: Mutex::new(()),
             folder,
         });
         let lab = Self {

@@ -39,11 +39,26 @@ pub(super) fn read(export: &Path, name: &str) -> Result<Option<VmConfig>> {
         return Ok(None);
     }
     let known = transfer::machines(&repository)?;
-    let vm = known.iter().find(|vm| vm.name == name);
-    vm.map(|vm| config(export, vm)).transpose()
+    let Some(vm) = known.iter().find(|vm| vm.name == name) else {
+        return Ok(None);
+    };
+    if vm.template {
+        bail!("\"{name}\" is a template; make a VM from it: elab vm clone {name} NEW");
+    }
+    config(export, vm).map(Some)
 }
 
+/// The template of this name.
+pub(super) fn template(repository: &Path, name: &str) -> Result<Option<Vm>> {
+    let mut known = transfer::machines(repository)?.into_iter();
+    Ok(known.find(|one| one.template && one.name == name))
+}
+
+/// A machine in the words of its record, with what hosts are told of it.
 pub(super) fn described(repository: &Path, config: &VmConfig) -> Result<Vm> {
+    let uuid = Uuid(config.id).to_string();
+    let mut recorded = transfer::machines(repository)?.into_iter();
+    let recorded = recorded.find(|one| one.uuid == uuid);
     let disk = |disk: &DiskConfig| {
         let file = Path::new(&disk.path);
         let uuid = file
@@ -57,7 +72,7 @@ pub(super) fn described(repository: &Path, config: &VmConfig) -> Result<Vm> {
         })
     };
     Ok(Vm {
-        uuid: Uuid(config.id).to_string(),
+        uuid,
         name: config.name.clone(),
         memory: u64::from(config.memory_mib) << 20,
         vcpus: config.vcpus.into(),
@@ -69,7 +84,7 @@ pub(super) fn described(repository: &Path, config: &VmConfig) -> Result<Vm> {
         }),
         disks: config.disks.iter().map(disk).collect::<Result<_>>()?,
         nics: config.nics.iter().map(nic).collect(),
-        ..Vm::default()
+        ..recorded.unwrap_or_default()
     })
 }
 

@@ -1,4 +1,4 @@
-//! Snapshots of VMs, with and without memory; going back to them; VMs made from them.
+//! Snapshots of VMs, with and without memory, and going back to them.
 //!
 //! A snapshot is a disk for each disk of the VM, in the repository, and a record (`<uuid>.snapshot`) of the machine as it was.
 //! The record is written last: what has none is garbage that `nfs-sr sr check` knows.
@@ -21,7 +21,6 @@ use vhd::Uuid;
 use super::suspended::{MEMORY_PATIENCE, Repository};
 use super::{Inner, records};
 use crate::control::CallError;
-use crate::network::{PREFIX, SESSION, guest_mac};
 
 /// Opening the children and letting what is in flight end, on a machine that may be busy.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -33,20 +32,12 @@ pub struct Snapshot {
     pub uuid: String,
     /// Name for people; no other snapshot of the VM has it.
     pub name: String,
-    /// Seconds since 1970.
-    pub taken_unix_s: u64,
+    /// Nanoseconds since 1970.
+    pub taken_unix_ns: u64,
     /// The machine as it was. Its identity is the VM's; its disks are the snapshot's.
     pub vm: Machine,
     /// The disk with the memory of that moment, if that was kept.
     pub memory: Option<String>,
-}
-
-/// What a new VM has that its origin has not.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Changes {
-    pub(crate) memory_mib: Option<u32>,
-    pub(crate) vcpus: Option<u8>,
-    pub(crate) weight: Option<u16>,
 }
 
 /// The snapshots of a repository, oldest first.
@@ -67,7 +58,7 @@ pub fn all(repository: &std::path::Path) -> Result<Vec<Snapshot>> {
             all.push(snapshot);
         }
     }
-    all.sort_by(|a, b| (a.taken_unix_s, &a.uuid).cmp(&(b.taken_unix_s, &b.uuid)));
+    all.sort_by(|a, b| (a.taken_unix_ns, &a.uuid).cmp(&(b.taken_unix_ns, &b.uuid)));
     Ok(all)
 }
 
@@ -94,7 +85,7 @@ pub fn find(repository: &std::path::Path, vm: &str, name: &str) -> Result<Snapsh
         })
 }
 
-fn identity(text: &str) -> Result<Uuid> {
+pub(super) fn identity(text: &str) -> Result<Uuid> {
     text.parse()
         .ok()
         .with_context(|| format!("\"{text}\" is not the UUID of a disk"))
@@ -124,7 +115,7 @@ impl Repository {
     }
 
     /// Holds disks that no host may open meanwhile.
-    fn hold(&self, disks: &[Uuid]) -> Result<Guard> {
+    pub(super) fn hold(&self, disks: &[Uuid]) -> Result<Guard> {
         let guard = Guard::new(&self.path)?;
         for disk in disks {
             guard.hold(&vdi::file_name(*disk))?;
@@ -142,6 +133,7 @@ impl Inner {
         memory: bool,
     ) -> Result<Value> {
         let config = self.config(vm)?;
+        let _chains = self.lock_chains();
         let repository = Repository::of(self.export()?, &config)?;
         let known = all(&repository.path)?;
         let id = Uuid(config.id).to_string();
@@ -174,13 +166,13 @@ impl Inner {
         for ((disk, _), copy) in writable.zip(&copies) {
             disk.uuid = copy.to_string();
         }
-        let taken_unix_s = SystemTime::now()
+        let taken_unix_ns = SystemTime::now()
             .duration_since(UNIX_EPOCH)
-            .map_or(0, |time| time.as_secs());
+            .map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
         repository.write(&Snapshot {
             uuid: vdi::new_uuid().to_string(),
             name: name.clone(),
-            taken_unix_s,
+            taken_unix_ns,
             vm: machine,
             memory: memory.map(|uuid| uuid.to_string()),
         })?;
@@ -252,7 +244,7 @@ impl Inner {
         known.retain(|one| vm.is_none_or(|vm| one.vm.name == vm));
         let shown = known.iter().map(|one| {
             json!({
-                "vm": one.vm.name, "snapshot": one.name, "taken_unix_s": one.taken_unix_s, "memory": one.memory.is_some(),
+                "vm": one.vm.name, "snapshot": one.name, "taken_unix_s": one.taken_unix_ns / 1_000_000_000, "memory": one.memory.is_some(),
             })
         });
         Ok(Value::Array(shown.collect()))
@@ -278,6 +270,7 @@ impl Inner {
             bail!("VM \"{vm}\" had other disks then");
         }
         {
+            let _chains = self.lock_chains();
             let _held = repository.hold(&disks)?;
             for (disk, then) in disks.iter().zip(&snapshot.vm.disks) {
                 chain::revert(&repository.store(), *disk, identity(&then.uuid)?)?;
@@ -292,8 +285,9 @@ impl Inner {
         self.restore(vm, &host, repository.disk(identity(&memory)?))
     }
 
-    /// Removes a snapshot. What only it needed is reclaimed when the repository is coalesced.
+    /// Removes a snapshot, and then what only it needed.
     pub(crate) fn vm_snapshot_delete(&self, vm: &str, name: &str) -> Result<()> {
+        let _chains = self.lock_chains();
         let config = self.config(vm)?;
         let repository = Repository::of(self.export()?, &config)?;
         let snapshot = find(&repository.path, vm, name)?;
@@ -303,94 +297,7 @@ impl Inner {
         for disk in disks.chain(&snapshot.memory) {
             chain::delete(&repository.store(), identity(disk)?)?;
         }
-        Ok(())
-    }
-
-    /// Makes a VM whose disks begin with what the snapshot holds, or the VM that is off; nothing is copied.
-    pub(crate) fn vm_clone(
-        self: &Arc<Self>,
-        vm: &str,
-        snapshot: Option<&str>,
-        name: &str,
-        changes: Changes,
-    ) -> Result<()> {
-        let config = self.config(vm)?;
-        let repository = Repository::of(self.export()?, &config)?;
-        if self.config(name).is_ok() {
-            bail!("there is a VM \"{name}\" already");
-        }
-        let mut machine = match snapshot {
-            Some(snapshot) => find(&repository.path, vm, snapshot)?.vm,
-            None if self.lock().vms[vm].state == VmState::Halted => {
-                self.refuse_suspended(&config)?;
-                records::described(&repository.path, &config)?
-            }
-            None => bail!(
-                "VM \"{vm}\" runs; take a snapshot first, and clone that: elab vm snapshot {vm}"
-            ),
-        };
-        let origins: Vec<Uuid> = machine
-            .disks
-            .iter()
-            .map(|disk| identity(&disk.uuid))
-            .collect::<Result<_>>()?;
-        {
-            let _held = repository.hold(&origins)?;
-            for (disk, origin) in machine.disks.iter_mut().zip(origins) {
-                let new = vdi::new_uuid();
-                chain::snapshot(&repository.store(), origin, new)?;
-                disk.uuid = new.to_string();
-            }
-        }
-        machine.uuid = vdi::new_uuid().to_string();
-        machine.name = name.into();
-        machine.memory = changes
-            .memory_mib
-            .map_or(machine.memory, |mib| u64::from(mib) << 20);
-        machine.vcpus = changes.vcpus.map_or(machine.vcpus, Into::into);
-        machine.weight = changes.weight.map_or(machine.weight, Into::into);
-        self.move_in(&repository, &mut machine)?;
-        transfer::record(&repository.path, &machine)
-            .with_context(|| format!("cannot record VM \"{name}\""))?;
-        self.know(name)
-    }
-
-    /// Gives a new machine a name, an address and network cards that nobody on the session network has. What its kernel is told of
-    /// an address is the only thing that is known of how a guest is configured.
-    fn move_in(&self, repository: &Repository, machine: &mut Machine) -> Result<()> {
-        let mac = |number| {
-            guest_mac(number)
-                .map(|byte| format!("{byte:02x}"))
-                .join(":")
-        };
-        let known = transfer::machines(&repository.path)?;
-        let used: Vec<&str> = known
-            .iter()
-            .flat_map(|vm| &vm.nics)
-            .map(|nic| nic.mac.as_str())
-            .collect();
-        let mut free = (1..=99).filter(|number| !used.contains(&mac(*number).as_str()));
-        for nic in &mut machine.nics {
-            let old = (1..=99).find(|number| mac(*number) == nic.mac);
-            let new = free.next().context("the session network is full")?;
-            nic.mac = mac(new);
-            let (Some(old), Some(boot)) = (old, &mut machine.direct_boot) else {
-                continue;
-            };
-            let parameter =
-                |number| format!("elab.address={}/{PREFIX}", SESSION.guest_address(number));
-            boot.command_line = boot.command_line.replace(&parameter(old), &parameter(new));
-        }
-        if let Some(boot) = &mut machine.direct_boot {
-            let words =
-                boot.command_line
-                    .split(' ')
-                    .map(|word| match word.starts_with("elab.name=") {
-                        true => format!("elab.name={}", machine.name),
-                        false => word.to_owned(),
-                    });
-            boot.command_line = words.collect::<Vec<_>>().join(" ");
-        }
+        self.reclaim();
         Ok(())
     }
 }

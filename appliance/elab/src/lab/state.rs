@@ -33,6 +33,8 @@ pub(crate) struct Host {
     pub(crate) power: Power,
     /// Counts power-ons; what belongs to an earlier one is over.
     pub(crate) cycle: u32,
+    /// Nobody has reached it in this cycle.
+    pub(crate) booting: bool,
     pub(crate) process: Option<Arc<Process>>,
     pub(crate) connection: Option<Connection>,
     pub(crate) status: Option<HostStatus>,
@@ -100,6 +102,7 @@ impl State {
         let host = || Host {
             power: Power::Off,
             cycle: 0,
+            booting: false,
             process: None,
             connection: None,
             status: None,

@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use host_protocol::{Command, VmConfig, VmState};
+use images::guest::SR_UUID;
 use nfs_sr::sr::store::{Directory, Store};
 use nfs_sr::sr::{chain, vdi, write_durably};
 use vhd::{DiskKind, Uuid};
 
-use super::Inner;
 use super::state::GaveUp;
+use super::{Inner, records};
 
 /// All of a guest's memory goes over the storage network, on a machine that may be busy.
 pub(super) const MEMORY_PATIENCE: Duration = Duration::from_secs(180);
@@ -29,6 +30,14 @@ pub(super) struct Repository {
 }
 
 impl Repository {
+    /// The one that every machine of a lab is recorded in.
+    pub(super) fn main(export: &Path) -> Self {
+        Self {
+            name: SR_UUID.into(),
+            path: records::repository(export),
+        }
+    }
+
     pub(super) fn of(export: &Path, config: &VmConfig) -> Result<Self> {
         let disk = config.disks.iter().find(|disk| !disk.read_only);
         let (name, _) = disk

@@ -77,31 +77,14 @@ fn a_guest_is_joined_by_ssh_and_by_its_console_and_moved() {
         assert!(error.contains(words), "{wrong:?}: {error}");
     }
     it_is_kept_and_goes_back(join);
+    its_chain_stays_short(join);
+    it_is_multiplied();
     lab.end();
 }
 
 /// The guest that runs is kept as it is, with and without its memory, is suspended, goes on elsewhere, and goes back.
 fn it_is_kept_and_goes_back(join: &str) {
-    let guest = |command: &str| {
-        let output = Command::new("sh")
-            .args(["-c", &format!("timeout 60 {join} '{command}'")])
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{command}: {}",
-            text(&output.stderr)
-        );
-        text(&output.stdout)
-    };
-    let done = |arguments: &[&str]| {
-        let output = elab(arguments);
-        let error = text(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {error}");
-        text(&output.stdout)
-    };
+    let guest = |command: &str| in_guest(join, command);
     let note = "cat /root/note /proc/sys/kernel/random/boot_id";
     guest("echo first >/root/note; sync");
     let said = done(&["vm", "snapshot", "session", "--label", "one"]);
@@ -126,6 +109,135 @@ fn it_is_kept_and_goes_back(join: &str) {
     assert_eq!(guest(note), second);
     let known = done(&["vm", "snapshots", "session"]);
     assert!(known.contains("disks and memory"), "{known}");
+}
+
+/// Snapshots of the guest that runs come and go: what only they needed is merged under it, and it reads what it did.
+fn its_chain_stays_short(join: &str) {
+    let guest = |command: &str| in_guest(join, command);
+    let labels = ["a", "b", "c", "d"];
+    for label in labels {
+        // Some of it anew each time, some of it once.
+        guest(&format!(
+            "dd if=/dev/urandom of=/root/{label} bs=64k count=9 2>/dev/null; \
+             dd if=/dev/urandom of=/root/all bs=4k seek=$((0x{label} * 5)) count=7 conv=notrunc 2>/dev/null; sync"
+        ));
+        done(&["vm", "snapshot", "session", "--label", label]);
+    }
+    let sums = "echo 3 >/proc/sys/vm/drop_caches; cd /root && sha256sum a b c d all note";
+    let before = guest(sums);
+    let longest = longest_chain();
+    for label in labels {
+        done(&["vm", "delete-snapshot", "session", label]);
+        assert_eq!(guest(sums), before, "without {label}");
+    }
+    assert_eq!(longest_chain(), longest - labels.len() + 1);
+    let said = done(&["sr", "coalesce"]);
+    assert_eq!(said, "there was nothing to merge\n");
+    let names = std::fs::read_dir(repository()).unwrap();
+    let mut names = names.map(|name| name.unwrap().file_name());
+    assert!(names.all(|name| !name.to_string_lossy().ends_with(".merged")));
+}
+
+/// A template of a snapshot, and a VM made from it that starts with its host.
+fn it_is_multiplied() {
+    done(&[
+        "template",
+        "create",
+        "base",
+        "--from",
+        "session",
+        "--snapshot",
+        "one",
+        "--memory",
+        "128",
+    ]);
+    let known = done(&["template", "list"]);
+    assert!(
+        known.starts_with(
+            "base                 128 MiB, 1 vCPUs, weight 256, on session, disks of "
+        ),
+        "{known}"
+    );
+    let refused = text(&elab(&["vm", "start", "base"]).stderr);
+    assert!(refused.contains("\"base\" is a template"), "{refused}");
+    done(&[
+        "vm",
+        "clone",
+        "base",
+        "copy",
+        "--weight",
+        "512",
+        "--start-on-boot",
+    ]);
+    let refused = text(&elab(&["vm", "clone", "base", "copy"]).stderr);
+    assert!(refused.contains("already"), "{refused}");
+    let archive = tempfile::tempdir().unwrap();
+    let file = archive.path().join("base.xva");
+    let file = file.to_str().unwrap();
+    done(&["export", "base", file]);
+    let said = done(&["import", file, "--check"]);
+    assert!(said.starts_with("would create template \"base\""), "{said}");
+    done(&["template", "delete", "base"]);
+    assert!(done(&["template", "list"]).starts_with("there are no templates"));
+
+    done(&["host", "power-off", "h1"]);
+    done(&["host", "power-on", "h1"]);
+    let console = Path::new(WORKSPACE)
+        .join(RUNS)
+        .join(NAME)
+        .join("copy.console.log");
+    let begun = Instant::now();
+    let up =
+        || std::fs::read_to_string(&console).is_ok_and(|said| said.contains(images::guest::READY));
+    while !up() {
+        assert!(begun.elapsed() < PATIENCE, "{}", done(&["vm", "list"]));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let vms = done(&["vm", "list"]);
+    let line = vms
+        .lines()
+        .find(|line| line.starts_with("copy"))
+        .unwrap_or_default();
+    assert!(
+        line.contains("running") && line.contains("h1") && line.contains("128"),
+        "{vms}"
+    );
+}
+
+fn repository() -> std::path::PathBuf {
+    elab::lab::records::repository(&Path::new(WORKSPACE).join(RUNS).join(NAME).join("export"))
+}
+
+/// Files of the longest chain.
+fn longest_chain() -> usize {
+    let store = nfs_sr::sr::store::Directory::new(&repository());
+    let survey = nfs_sr::sr::check::Survey::take(&store).unwrap();
+    let length = |name: &String| nfs_sr::sr::vdi::info(&store, name).unwrap().parents.len();
+    survey.disks.keys().map(length).max().unwrap() + 1
+}
+
+/// What a command in the guest prints.
+fn in_guest(join: &str, command: &str) -> String {
+    let output = Command::new("sh")
+        .args(["-c", &format!("timeout 60 {join} '{command}'")])
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{command}: {}",
+        text(&output.stderr)
+    );
+    text(&output.stdout)
+}
+
+/// What `elab` says when all is well.
+fn done(arguments: &[&str]) -> String {
+    let output = elab(arguments);
+    let error = text(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {error}");
+    text(&output.stdout)
 }
 
 /// A lab that `elab up` has started.

@@ -18,10 +18,17 @@ use crate::{Host, platform::Platform};
 /// What the name of a disk's child ends with.
 const CHILD: &str = ".new";
 
+/// A disk that is opened in order to take the place of another, or to tell of its ancestors.
 #[derive(Debug)]
-enum Child {
+pub(super) enum Child {
     Opening(Token),
     Open(DiskId),
+}
+
+impl Child {
+    pub fn awaits(&self, token: Token) -> bool {
+        matches!(self, Self::Opening(of) if *of == token)
+    }
 }
 
 /// Disks that are being branched.
@@ -77,8 +84,7 @@ impl Branching {
         token: Token,
         result: &Result<(DiskId, DiskInfo), StorageError>,
     ) -> bool {
-        let awaited = |child: &Child| matches!(child, Child::Opening(of) if *of == token);
-        let Some((_, child)) = self.left.iter_mut().find(|(_, child)| awaited(child)) else {
+        let Some((_, child)) = self.left.iter_mut().find(|(_, child)| child.awaits(token)) else {
             return false;
         };
         match result {
@@ -165,7 +171,11 @@ impl<P: Platform> Host<P> {
         token: Token,
         result: &Result<(DiskId, DiskInfo), StorageError>,
     ) -> bool {
-        self.branchings().any(|one| one.on_opened(token, result))
+        if self.branchings().any(|one| one.on_opened(token, result)) {
+            return true;
+        }
+        let reopening = self.reopening.as_mut();
+        reopening.is_some_and(|one| one.on_opened(token, result))
     }
 
     /// A disk was branched, or not.

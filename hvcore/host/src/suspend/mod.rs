@@ -22,6 +22,7 @@
 //! One operation on the disk is under way at a time: a suspended guest is in nobody's way.
 
 mod branching;
+mod reopening;
 mod restoring;
 mod saving;
 mod snapshot;
@@ -35,6 +36,7 @@ use vdi::{DiskId, DiskInfo, IoError, Op, Storage, StorageError, Token};
 
 use crate::{Host, platform::Platform};
 
+pub(crate) use reopening::Reopening;
 pub(crate) use restoring::Restoration;
 pub(crate) use saving::Suspension;
 pub(crate) use snapshot::Snapshotting;
@@ -226,6 +228,7 @@ impl<P: Platform> Host<P> {
         self.with_suspension(Suspension::advance);
         self.with_restoration(Restoration::advance);
         self.with_snapshot(Snapshotting::advance);
+        self.with_reopening(Reopening::advance);
     }
 
     /// Does what needs CPU time. False when there is nothing.

@@ -297,3 +297,42 @@ fn a_server_that_crashes_at_any_moment_leaves_the_guest_running_or_suspended() {
         }
     }
 }
+
+#[test]
+fn the_chains_of_a_guest_that_runs_are_opened_anew() {
+    for seed in 0..4 {
+        let mut world = running(seed, "dw");
+        prepare(&mut world, "kept.vhd");
+        snapshot(&mut world).unwrap();
+        let content = world.storage.server.content("kept.vhd").to_vec();
+        let server = &mut world.storage.server;
+        server.put("merged", content.clone());
+        server.names.insert("kept.vhd".into(), "merged".into());
+        assert_eq!(ask(&mut world, 0, Command::Reopen(VM)), Ok(Reply::Ok));
+        // The old file is nobody's any more.
+        world
+            .storage
+            .server
+            .put("disk.vhd", vec![0xee; content.len()]);
+        let done = world.word(0, slot::DISK_DONE);
+        assert_goes_on(&mut world, 0, done);
+        let why = ask(&mut world, 1, Command::Reopen(VM)).unwrap_err();
+        assert!(why.contains("no such VM"), "{why}");
+    }
+}
+
+#[test]
+fn a_chain_is_not_opened_anew_when_another_disk_has_the_name() {
+    let mut world = running(1, "dw");
+    prepare(&mut world, "kept.vhd");
+    snapshot(&mut world).unwrap();
+    make_child(&mut world, "kept.vhd", "other", "kept.vhd");
+    let disk = world.storage.server.names["disk.vhd"].clone();
+    let names = &mut world.storage.server.names;
+    names.insert("disk.vhd".into(), "other".into());
+    let why = ask(&mut world, 0, Command::Reopen(VM)).unwrap_err();
+    assert!(why.contains("it is another disk by now"), "{why}");
+    world.storage.server.names.insert("disk.vhd".into(), disk);
+    let done = world.word(0, slot::DISK_DONE);
+    assert_goes_on(&mut world, 0, done);
+}

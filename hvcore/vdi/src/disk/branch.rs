@@ -70,7 +70,7 @@ impl Disk {
         if id == self.id || !matches!(child.phase, Phase::Prepared { .. }) || !empty {
             return Err("what is to take its place is in use");
         }
-        if child.layers.len() != self.layers.len() + 1
+        if child.layers.len() < 2
             || parent.parent != self.layers[0].disk.footer().uuid
             || child.info().bytes != self.info().bytes
             || child.dir != self.dir
@@ -146,13 +146,14 @@ impl Disk {
     }
 
     /// Reads through the child from now on. Its leaf has this disk's handle until it is given its own, and this disk is read by
-    /// the handle that the child had for its parent: that needs no lease.
+    /// the handle that the child had for its parent: that needs no lease. The rest of the chain is what the child has found.
     fn become_child(&mut self, child: Self) {
         let mut chain = child.layers.into_iter();
         let (leaf, parent) = (chain.next(), chain.next());
         let (Some(mut leaf), Some(parent)) = (leaf, parent) else {
             unreachable!("it was checked before it was asked for");
         };
+        self.adopt(chain.collect());
         leaf.file = core::mem::replace(&mut self.layers[0].file, parent.file);
         self.layers.insert(0, leaf);
         self.tables = Tables::new(false);

@@ -1,5 +1,6 @@
 //! An open disk: its operations, its tables, its commits, its lease.
 
+mod ancestors;
 mod branch;
 mod commit;
 mod handover;

@@ -131,6 +131,11 @@ impl Tables {
         new
     }
 
+    /// Whether a bitmap is being read.
+    pub fn is_loading(&self) -> bool {
+        !self.loading.is_empty()
+    }
+
     pub fn end_loading(&mut self, missing: Missing) -> Vec<u64> {
         self.loading.remove(&missing).unwrap_or_default()
     }

@@ -5,6 +5,7 @@
 mod bad_state;
 mod host;
 mod image;
+mod renewing;
 mod server;
 #[path = "../support/mod.rs"]
 mod support;
