@@ -38,7 +38,7 @@ pub enum LeaseCall {
         /// Whose it shall be.
         owner: HostId,
     },
-    /// GET.
+    /// Its state only. [`LeaseAnswer::Granted`] then says that it is the asker's already.
     Look,
 }
 

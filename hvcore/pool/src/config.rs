@@ -141,6 +141,8 @@ pub struct Safeguards {
     pub fence_first: bool,
     /// When the statefile has lost the table, the leases of disks tell what ran.
     pub leases_remember: bool,
+    /// When a VM has left its host and nobody reports it, the lease tells whether it went to one that is dead.
+    pub leases_tell_where: bool,
 }
 
 impl Default for Safeguards {
@@ -160,6 +162,7 @@ impl Default for Safeguards {
             succession: true,
             fence_first: true,
             leases_remember: true,
+            leases_tell_where: true,
         }
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct Recovery {
     absent: BTreeMap<VmIndex, u64>,
     /// Since when a VM is starting.
     starting: BTreeMap<VmIndex, u64>,
-    /// What is asked about the leases of VMs of which nothing is known.
+    /// What is asked about the leases of VMs of which nothing is known, or that are not where they were.
     inquiries: BTreeMap<VmIndex, Inquiry>,
     protection: Option<(u8, Option<Shortage>)>,
     /// The table that was planned for last.
@@ -48,6 +48,7 @@ enum Inquiry {
     Again {
         not_before: u64,
     },
+    Answered,
 }
 
 /// A lost VM.
@@ -236,10 +237,16 @@ impl Pool {
                     .as_ref()
                     .is_some_and(|report| report.version == version);
             if self.has(host, vm) || !up_to_date {
-                self.recovery.absent.remove(&vm);
+                if self.recovery.absent.remove(&vm).is_some() {
+                    self.recovery.inquiries.remove(&vm);
+                }
                 continue;
             }
             let since = *self.recovery.absent.entry(vm).or_insert(steady);
+            if matches!(place, Place::Running(_)) && self.config.safeguards.leases_tell_where {
+                // It has left; where to, the lease knows before anybody reports it.
+                self.inquire(vm);
+            }
             if steady - since >= timing.grace_ms * MS {
                 self.recovery.absent.remove(&vm);
                 self.recovery.starting.remove(&vm);
@@ -257,49 +264,75 @@ impl Pool {
 
     /// Asks the storage server who had the VMs of which nothing is known.
     fn look_at_leases(&mut self) {
-        let steady = self.clocks.steady();
-        let due: Vec<_> = self
+        let unknown: Vec<_> = self
             .table
             .places()
-            .filter(|(vm, place)| {
-                *place == Place::Unknown
-                    && match self.recovery.inquiries.get(vm) {
-                        None => true,
-                        Some(Inquiry::Again { not_before }) => steady >= *not_before,
-                        Some(Inquiry::Asked(_)) => false,
-                    }
-            })
+            .filter(|(_, place)| *place == Place::Unknown)
             .map(|(vm, _)| vm)
             .collect();
-        for vm in due {
+        for vm in unknown {
+            self.inquire(vm);
+        }
+    }
+
+    /// Asks whose a VM's lease is, once.
+    fn inquire(&mut self, vm: VmIndex) {
+        let due = match self.recovery.inquiries.get(&vm) {
+            None => true,
+            Some(Inquiry::Again { not_before }) => self.clocks.steady() >= *not_before,
+            Some(Inquiry::Asked(_) | Inquiry::Answered) => false,
+        };
+        if due {
             let token = self.ask(LeaseFile::Disk(vm, 0), LeaseCall::Look);
             self.recovery.inquiries.insert(vm, Inquiry::Asked(token));
         }
     }
 
-    /// The lease of a VM's disk was seen: whoever shuts a VM down gives it back, and whoever loses power does not.
+    /// The lease of a VM's disk was seen. Whoever shuts a VM down gives it back, and whoever loses power does not. A VM that has left one
+    /// host for another that is not in the liveset is lost: that one was found dead after it had taken the lease.
     fn on_lease_seen(&mut self, vm: VmIndex, answer: &LeaseAnswer) {
-        let place = match answer {
-            LeaseAnswer::State { owner, .. } if !owner.is_empty() => Place::Lost { attempts: 0 },
-            LeaseAnswer::State { .. } | LeaseAnswer::Missing => Place::Off,
-            LeaseAnswer::Granted { .. } | LeaseAnswer::Failed => {
+        let owner = match answer {
+            LeaseAnswer::State { owner, .. } => owner.as_str(),
+            // Nothing was asked for, so it was ours before.
+            LeaseAnswer::Granted { .. } => self.config.host_name(self.me),
+            LeaseAnswer::Missing => "",
+            LeaseAnswer::Failed => {
                 let not_before = self.clocks.steady() + RETRY_NS;
                 let again = Inquiry::Again { not_before };
                 self.recovery.inquiries.insert(vm, again);
                 return;
             }
         };
-        self.recovery.inquiries.remove(&vm);
+        self.recovery.inquiries.insert(vm, Inquiry::Answered);
+        let gone = self
+            .host_named(owner)
+            .is_some_and(|host| self.table.incarnation(host) == 0);
         // It may have been reported meanwhile.
-        if self.table.vms[vm.index()] == Place::Unknown {
-            if matches!(place, Place::Lost { .. }) {
-                let work = Work::new(RestartCause::LeaseHeld, self.clocks.steady());
-                self.recovery.work.insert(vm, work);
+        let cause = match self.table.vms[vm.index()] {
+            Place::Unknown if owner.is_empty() => None,
+            Place::Unknown => Some(RestartCause::LeaseHeld),
+            Place::Running(_) if gone && self.recovery.absent.remove(&vm).is_some() => {
+                Some(RestartCause::HostGone)
             }
-            self.table.vms[vm.index()] = place;
-            self.table.version += 1;
-            self.hurry();
-        }
+            _ => return,
+        };
+        self.table.vms[vm.index()] = match cause {
+            None => Place::Off,
+            Some(cause) => {
+                let work = Work::new(cause, self.clocks.steady());
+                self.recovery.work.insert(vm, work);
+                Place::Lost { attempts: 0 }
+            }
+        };
+        self.table.version += 1;
+        self.hurry();
+    }
+
+    fn host_named(&self, name: &str) -> Option<HostId> {
+        (0_u16..)
+            .zip(&self.config.hosts)
+            .find(|(_, host)| host.name == name)
+            .map(|(id, _)| HostId(id))
     }
 
     fn lost(&self) -> Vec<(VmIndex, u16)> {
@@ -410,10 +443,7 @@ impl Pool {
         let new = match answer {
             LeaseAnswer::Granted { .. } | LeaseAnswer::State { epoch: 0, .. } => Disk::Taken,
             LeaseAnswer::State { epoch, owner } => {
-                let holder = (0_u16..)
-                    .zip(&self.config.hosts)
-                    .find(|(_, host)| host.name == owner)
-                    .map(|(id, _)| HostId(id));
+                let holder = self.host_named(&owner);
                 // A member that has the VM keeps it. One that has taken its leases just now, as the end of a migration whose
                 // source was lost, has its report on the way.
                 let lives = holder.is_some_and(|host| self.table.incarnation(host) != 0);

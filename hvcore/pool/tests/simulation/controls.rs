@@ -71,6 +71,15 @@ fn without_skipping_orphans_a_lost_announcement_stops_a_guest_for_good() {
 }
 
 #[test]
+fn without_asking_the_lease_a_vm_whose_destination_died_waits() {
+    breaks_small(
+        found::destination_dies_in_the_hand_over,
+        |it| it.leases_tell_where = false,
+        "it took long",
+    );
+}
+
+#[test]
 fn without_the_permit_a_cut_off_host_runs_a_vm_twice() {
     breaks(Case::Chaos, |it| it.permit = false, true, "at once", 2000);
 }

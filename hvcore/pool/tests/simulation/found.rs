@@ -1,7 +1,7 @@
 //! What seeds have found, each as small as it could be made, with a name instead of a number.
 
 use fastrand::Rng;
-use pool::{Event, LeaseFile, Safeguards, VmIndex};
+use pool::{Event, HostId, LeaseFile, Safeguards, VmIndex};
 
 use crate::world::{MS, SECOND, Shape, World};
 
@@ -120,6 +120,30 @@ pub fn sign_after_the_end(seed: u64, safeguards: Safeguards) -> Result<(), Strin
     must(world.violation.is_none(), "the VM ran twice")
 }
 
+/// The destination of a migration dies when it has taken the lease: the source has nothing any more, and nobody knew yet that the VM was
+/// elsewhere. It is restarted as soon as the destination is found dead.
+pub fn destination_dies_in_the_hand_over(seed: u64, safeguards: Safeguards) -> Result<(), String> {
+    let mut world = pool_with(seed, 3, 1, safeguards);
+    world.longest_boot = 20 * MS;
+    let disk = LeaseFile::Disk(VM, 0);
+    // Now and then the last pages do not arrive, and the source goes on.
+    while world.storage.leases[&disk].owner != Some(HostId(2)) {
+        world.migrate(1, 2, VM);
+        pass(&mut world, MS / 4);
+    }
+    world.pull(2);
+    let mut known = world.now + 1500 * MS;
+    let end = world.now + 20 * SECOND;
+    while world.executing(VM).is_empty() && world.now < end {
+        if world.hosts[1].copies.contains_key(&VM) {
+            known = known.max(world.now);
+        }
+        pass(&mut world, 10 * MS);
+    }
+    must(world.violation.is_none(), "the VM ran twice")?;
+    must(world.now < known + SECOND / 2, "it took long")
+}
+
 #[test]
 fn what_each_safeguard_is_for_does_not_happen_with_all_of_them() {
     for seed in 0..100 {
@@ -127,6 +151,7 @@ fn what_each_safeguard_is_for_does_not_happen_with_all_of_them() {
             excluded_by_a_damaged_table,
             generation_without_a_table,
             sign_after_the_end,
+            destination_dies_in_the_hand_over,
         ] {
             let result = scenario(seed, Safeguards::default());
             assert_eq!(result, Ok(()), "seed {seed}");

@@ -410,7 +410,7 @@ impl World {
                 Answer::Written(token)
             }
             Request::Lease { token, file, call } => {
-                Answer::Lease(token, self.storage.call(file, call))
+                Answer::Lease(token, self.storage.call(id, file, call))
             }
             Request::Open {
                 vm,
@@ -434,7 +434,7 @@ impl World {
                     expected_epoch: expected,
                     owner: id,
                 };
-                let epoch = match self.storage.call(LeaseFile::Disk(vm, 0), call) {
+                let epoch = match self.storage.call(id, LeaseFile::Disk(vm, 0), call) {
                     LeaseAnswer::Granted { epoch } => Some(epoch),
                     _ => None,
                 };
