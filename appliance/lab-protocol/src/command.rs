@@ -210,6 +210,9 @@ pub enum Command {
         new: String,
         #[serde(default)]
         template: bool,
+        /// Copies the disks, so that it shares nothing with its origin.
+        #[serde(default)]
+        full: bool,
         #[serde(default)]
         changes: Changes,
     },

@@ -115,7 +115,8 @@ pub enum VmAction {
     },
     /// Make a new VM from a template, or from a VM that is off, or from a snapshot
     ///
-    /// Nothing is copied, whatever the size. The new VM has an identity, network cards and an address of its own.
+    /// Nothing is copied, whatever the size, unless it is asked for. The new VM has an identity, network cards and an address of
+    /// its own.
     Clone {
         /// The template or VM
         vm: String,
@@ -124,6 +125,9 @@ pub enum VmAction {
         /// The VM's snapshot to begin with; then the VM may run
         #[arg(long)]
         snapshot: Option<String>,
+        /// Copy the disks, so that it shares nothing with its origin
+        #[arg(long)]
+        full: bool,
         /// What it has that its origin has not
         #[command(flatten)]
         changes: ChangeArguments,
@@ -221,6 +225,7 @@ pub(super) fn templates(which: &Which, action: TemplateAction) -> Result<ExitCod
             snapshot,
             new: template,
             template: true,
+            full: false,
             changes: changes.into(),
         },
         TemplateAction::Delete { template } => Command::TemplateDelete { template },
@@ -300,12 +305,14 @@ pub(super) fn run(which: &Which, action: VmAction) -> Result<ExitCode> {
             vm,
             new,
             snapshot,
+            full,
             changes,
         } => Command::VmClone {
             vm,
             snapshot,
             new,
             template: false,
+            full,
             changes: changes.into(),
         },
         VmAction::Resume { vm, on } => Command::VmResume { vm, host: on },

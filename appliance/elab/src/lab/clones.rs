@@ -25,16 +25,30 @@ use crate::network::{PREFIX, SESSION, guest_mac};
 /// The last guest of the session network.
 const LAST_GUEST: u8 = 99;
 
+/// What is made.
+pub(super) struct New<'a> {
+    pub(super) name: &'a str,
+    /// A template, and not a VM.
+    pub(super) template: bool,
+    /// Its disks are copies that share nothing.
+    pub(super) full: bool,
+    pub(super) changes: &'a Changes,
+}
+
 impl Inner {
-    /// Makes a VM, or a template, whose disks begin with what a snapshot, a VM that is off, or a template holds; nothing is copied.
-    pub(crate) fn vm_clone(
+    /// Makes a VM, or a template, whose disks begin with what a snapshot, a VM that is off, or a template holds.
+    pub(super) fn vm_clone(
         self: &Arc<Self>,
         origin: &str,
         snapshot: Option<&str>,
-        name: &str,
-        template: bool,
-        changes: &Changes,
+        new: New<'_>,
     ) -> Result<()> {
+        let New {
+            name,
+            template,
+            full,
+            changes,
+        } = new;
         let _chains = self.lock_chains();
         let repository = Repository::main(self.export()?);
         let known = transfer::machines(&repository.path)?;
@@ -52,7 +66,11 @@ impl Inner {
             let _held = repository.hold(&origins)?;
             for (disk, origin) in machine.disks.iter_mut().zip(origins) {
                 let new = vdi::new_uuid();
-                chain::snapshot(&repository.store(), origin, new)?;
+                let store = repository.store();
+                match full {
+                    true => vdi::copy(&store, &vdi::file_name(origin), &store, new)?,
+                    false => chain::snapshot(&store, origin, new)?,
+                }
                 disk.uuid = new.to_string();
             }
         }

@@ -9,6 +9,7 @@ use lab_protocol::{Command, Event, LinkFault};
 use serde_json::{Value, json};
 use switch::Direction;
 
+use super::clones::New;
 use super::translate::state_word;
 use super::{Inner, State};
 use crate::network::LinkName;
@@ -49,8 +50,17 @@ impl Inner {
                 snapshot,
                 new,
                 template,
+                full,
                 changes,
-            } => self.vm_clone(vm, snapshot.as_deref(), new, *template, changes)?,
+            } => {
+                let new = New {
+                    name: new,
+                    template: *template,
+                    full: *full,
+                    changes,
+                };
+                self.vm_clone(vm, snapshot.as_deref(), new)?;
+            }
             Command::Templates => return self.templates(),
             Command::TemplateDelete { template } => self.template_delete(template)?,
             Command::VmResume { vm, host } => self.vm_resume(vm, host.as_deref())?,

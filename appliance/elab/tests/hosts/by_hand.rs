@@ -177,6 +177,7 @@ fn it_is_multiplied() {
     done(&["export", "base", file]);
     let said = done(&["import", file, "--check"]);
     assert!(said.starts_with("would create template \"base\""), "{said}");
+    done(&["vm", "clone", "base", "whole", "--full"]);
     done(&["template", "delete", "base"]);
     assert!(done(&["template", "list"]).starts_with("there are no templates"));
 
