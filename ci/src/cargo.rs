@@ -11,53 +11,82 @@ const BARE: [&str; 4] = ["--package", "hvcore", "--package", "test-guests"];
 
 /// Formatting and clippy.
 pub fn lint(sh: &Shell) -> Result<()> {
+    format(sh)?;
+    clippy(sh)?;
+    clippy_bare(sh)
+}
+
+/// Whether everything is formatted.
+pub fn format(sh: &Shell) -> Result<()> {
     step("formatting");
     cmd!(sh, "cargo fmt --all --check")
         .run()
-        .context("run: cargo fmt --all")?;
+        .context("run: cargo fmt --all")
+}
+
+/// Clippy, for this machine.
+pub fn clippy(sh: &Shell) -> Result<()> {
     step("clippy, for this machine");
     cmd!(
         sh,
         "cargo clippy --quiet --locked --all-targets -- --deny warnings"
     )
     .run()?;
+    Ok(())
+}
+
+/// Clippy of what is built for the bare machine.
+pub fn clippy_bare(sh: &Shell) -> Result<()> {
     step("clippy, for the bare machine");
     cmd!(sh, "cargo clippy --quiet --locked --release --target {IMAGE_TARGET} {BARE...} -- --deny warnings").run()?;
     Ok(())
 }
 
 /// Tests inside the crates: no machine is booted.
-pub fn unit_tests(sh: &Shell) -> Result<()> {
-    step("unit tests");
-    tests(sh, &["--lib", "--bins"])
-}
-
+pub const UNIT_TESTS: &[&str] = &["--lib", "--bins"];
 /// Tests that boot machines and run whole programs.
-pub fn whole_tests(sh: &Shell) -> Result<()> {
+pub const WHOLE_TESTS: &[&str] = &["--test", "*"];
+
+/// What the tests boot: image, guests.
+pub fn artifacts(sh: &Shell) -> Result<()> {
     step("artifacts that the tests boot");
     cmd!(
         sh,
         "cargo run --quiet --locked --package images --bin build-images"
     )
     .run()?;
-    step("tests of whole programs and machines");
-    tests(sh, &["--test", "*"])
+    Ok(())
 }
 
-/// The same packages each time, so that cargo builds each dependency once.
-fn tests(sh: &Shell, which: &[&str]) -> Result<()> {
-    let nextest = cmd!(sh, "cargo nextest --version")
-        .quiet()
-        .ignore_stdout()
-        .ignore_stderr()
-        .run()
-        .is_ok();
-    if nextest {
+/// Builds tests, so that the time of what follows is theirs.
+pub fn build_tests(sh: &Shell, which: &[&str]) -> Result<()> {
+    step("building tests");
+    if has_nextest(sh) {
+        cmd!(sh, "cargo nextest run --locked --no-run {which...}").run()?;
+    } else {
+        cmd!(sh, "cargo test --quiet --locked --no-run {which...}").run()?;
+    }
+    Ok(())
+}
+
+/// Runs tests: of all packages each time, so that cargo builds each dependency once.
+pub fn tests(sh: &Shell, which: &[&str]) -> Result<()> {
+    step("tests");
+    if has_nextest(sh) {
         cmd!(sh, "cargo nextest run --locked {which...}").run()?;
     } else {
         cmd!(sh, "cargo test --locked {which...}").run()?;
     }
     Ok(())
+}
+
+fn has_nextest(sh: &Shell) -> bool {
+    cmd!(sh, "cargo nextest --version")
+        .quiet()
+        .ignore_stdout()
+        .ignore_stderr()
+        .run()
+        .is_ok()
 }
 
 /// Runs the program `elab`, built for speed.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use xshell::Shell;
 
-use crate::{cargo, setup};
+use crate::{cargo, nested, setup};
 
 /// How much is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,19 +48,52 @@ const STEPS: &[Step] = &[
         run: |sh, _| setup::run(sh),
     },
     Step {
-        name: "lint",
+        name: "formatting",
         from: Set::Quick,
-        run: |sh, _| cargo::lint(sh),
+        run: |sh, _| cargo::format(sh),
+    },
+    Step {
+        name: "clippy",
+        from: Set::Quick,
+        run: |sh, _| cargo::clippy(sh),
+    },
+    Step {
+        name: "clippy, bare machine",
+        from: Set::Quick,
+        run: |sh, _| cargo::clippy_bare(sh),
+    },
+    Step {
+        name: "building tests inside the crates",
+        from: Set::Quick,
+        run: |sh, _| cargo::build_tests(sh, cargo::UNIT_TESTS),
     },
     Step {
         name: "tests inside the crates",
         from: Set::Quick,
-        run: |sh, _| cargo::unit_tests(sh),
+        run: |sh, _| cargo::tests(sh, cargo::UNIT_TESTS),
+    },
+    Step {
+        name: "what the tests boot",
+        from: Set::Full,
+        run: |sh, _| cargo::artifacts(sh),
+    },
+    Step {
+        name: "building tests of whole machines",
+        from: Set::Full,
+        run: |sh, _| cargo::build_tests(sh, cargo::WHOLE_TESTS),
     },
     Step {
         name: "tests of programs and machines",
         from: Set::Full,
-        run: |sh, _| cargo::whole_tests(sh),
+        run: |sh, _| cargo::tests(sh, cargo::WHOLE_TESTS),
+    },
+    Step {
+        name: "a lab under nested KVM",
+        from: Set::Nightly,
+        run: |sh, arguments| match nested::is_due(arguments) {
+            true => nested::run(sh),
+            false => Ok(()),
+        },
     },
     Step {
         name: "scenarios",
@@ -112,12 +145,24 @@ fn table(done: &[Done]) -> String {
     out.push_str("|----------------------------------|---------:|--------|\n");
     for step in done {
         let result = if step.passed { "passed" } else { "FAILED" };
-        let time = format!("{:.0} s", step.took.as_secs_f64());
-        // Writing to a string cannot fail.
-        let _ = writeln!(out, "| {:<32} | {time:>8} | {result} |", step.name);
+        line(&mut out, step.name, step.took, result);
     }
+    let passed = done.iter().all(|step| step.passed);
+    let result = if passed { "passed" } else { "FAILED" };
+    line(
+        &mut out,
+        "all",
+        done.iter().map(|step| step.took).sum(),
+        result,
+    );
     out.push('\n');
     out
+}
+
+fn line(out: &mut String, name: &str, took: Duration, result: &str) {
+    let time = format!("{:.0} s", took.as_secs_f64());
+    // Writing to a string cannot fail.
+    let _ = writeln!(out, "| {name:<32} | {time:>8} | {result} |");
 }
 
 #[cfg(test)]
@@ -149,6 +194,10 @@ mod tests {
         );
         assert!(
             table.contains("| scenarios                        |     61 s | FAILED |"),
+            "{table}"
+        );
+        assert!(
+            table.contains("| all                              |    123 s | FAILED |"),
             "{table}"
         );
     }

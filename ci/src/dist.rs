@@ -25,30 +25,17 @@ pub fn run(sh: &Shell) -> Result<PathBuf> {
         .quiet()
         .read()
         .context("a bundle says which commit it was built from, and git cannot tell it")?;
-    let target = metadata["target_directory"]
-        .as_str()
-        .context("cargo names no target folder")?;
+    let target = target_folder(&metadata)?;
     let name = format!("elab-{version}-{commit}-x86_64-linux");
-    let dist = Path::new(target).join("dist");
+    let dist = target.join("dist");
     let folder = dist.join(&name);
     sh.remove_path(&folder)?;
     sh.create_dir(folder.join("scenarios"))?;
 
-    step("the program");
     {
         let _commit = sh.push_env("ELAB_COMMIT", &commit);
-        // Together, so that both are linked from the same builds of what they share.
-        cmd!(
-            sh,
-            "cargo build --quiet --locked --release --package elab --package images"
-        )
-        .run()?;
+        program_and_images(sh, &target, &folder)?;
     }
-    let built = Path::new(target).join("release");
-    sh.copy_file(built.join("elab"), &folder)?;
-    step("its images");
-    let bundle_images = built.join("bundle-images");
-    cmd!(sh, "{bundle_images} {folder}").run()?;
     for path in sh.read_dir("scenarios")? {
         if path.extension().is_some_and(|ending| ending == "toml") {
             sh.copy_file(path, folder.join("scenarios"))?;
@@ -85,6 +72,23 @@ pub fn run(sh: &Shell) -> Result<PathBuf> {
     Ok(archive)
 }
 
+/// What runs: the program, and the images that it finds beside it.
+pub fn program_and_images(sh: &Shell, target: &Path, folder: &Path) -> Result<()> {
+    step("the program");
+    // Together, so that both are linked from the same builds of what they share.
+    cmd!(
+        sh,
+        "cargo build --quiet --locked --release --package elab --package images"
+    )
+    .run()?;
+    let built = target.join("release");
+    sh.copy_file(built.join("elab"), folder)?;
+    step("its images");
+    let bundle_images = built.join("bundle-images");
+    cmd!(sh, "{bundle_images} {folder}").run()?;
+    Ok(())
+}
+
 /// Unpacks the archive and calls the program without cargo or anything else of this environment.
 fn try_out(sh: &Shell, archive: &Path, folder: &Path, name: &str) -> Result<()> {
     sh.remove_path(folder)?;
@@ -114,7 +118,14 @@ fn try_out(sh: &Shell, archive: &Path, folder: &Path, name: &str) -> Result<()> 
     Ok(())
 }
 
-fn metadata(sh: &Shell) -> Result<Value> {
+/// Where cargo puts what it builds.
+pub fn target_folder(metadata: &Value) -> Result<PathBuf> {
+    let folder = metadata["target_directory"].as_str();
+    Ok(folder.context("cargo names no target folder")?.into())
+}
+
+/// What cargo tells of this workspace.
+pub fn metadata(sh: &Shell) -> Result<Value> {
     let text = cmd!(sh, "cargo metadata --locked --format-version 1")
         .quiet()
         .read()?;
@@ -150,8 +161,8 @@ fn readme(version: &str, commit: &str) -> String {
     format!(
         "elab {version}, built from {commit}
 
-Needs: Linux on x86-64 with the C library of Debian 12 or newer, and two packages:
-  sudo apt-get install qemu-system-x86 e2fsprogs
+Needs: Linux on x86-64 with the C library of Debian 12 or newer, and three packages:
+  sudo apt-get install qemu-system-x86 qemu-utils e2fsprogs
 
   ./elab doctor       what this machine offers, what is missing
   ./elab demo         a session that lives through a live migration, and the report of it

@@ -8,6 +8,8 @@
 mod cargo;
 mod ci;
 mod dist;
+mod gate;
+mod nested;
 mod sbom;
 mod setup;
 
@@ -25,9 +27,11 @@ usage: cargo xtask COMMAND
   ci SET [ARGS]   what runners of continuous integration run; each set contains the ones before it
                     quick     set up, lint, tests inside the crates
                     full      and the tests of whole programs and machines
-                    nightly   and every scenario that comes with the program (`elab run ARGS`)
+                    nightly   and a lab under nested KVM, and every scenario that comes with the program (`elab run ARGS`)
   bench [ARGS]    set up, build, and measure: a host alone, then a lab (`elab bench ARGS`)
   bench nfs       the storage server beside NFS-Ganesha, if that is installed (nfs-ganesha-vfs, rpcbind; as root)
+  bench gate [N]  N times (20) a demo with each of three images, for the benchmark of the regression gate, and that benchmark
+  nested          a lab under KVM's nested virtualization, on a machine that emulates a CPU with it: slow, needs no KVM
   dist            a bundle that runs on a machine without Rust: target/dist/elab-*.tar.gz
   lint            formatting and clippy, for the machine and for the image
 
@@ -85,6 +89,18 @@ fn run() -> Result<()> {
             cargo::elab(&sh, "demo", &rest)
         }
         Some("bench") if rest == ["nfs"] => cargo::bench_storage(&sh),
+        Some("bench") if rest.first().is_some_and(|word| word == "gate") => match &rest[1..] {
+            [] => gate::collect(&sh, 20),
+            [runs] => match runs.parse() {
+                Ok(runs) => gate::collect(&sh, runs),
+                Err(_) => wrong_usage(),
+            },
+            _ => wrong_usage(),
+        },
+        Some("nested") if rest.is_empty() => {
+            setup::run(&sh)?;
+            nested::run(&sh)
+        }
         Some("bench") => {
             setup::run(&sh)?;
             cargo::bench(&sh, &rest)

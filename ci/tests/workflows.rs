@@ -270,6 +270,58 @@ fn the_containerfile_sets_up_as_a_person_does() {
     );
 }
 
+/// Where GitHub's own linter is, it judges too; the forms above hold on every machine.
+#[test]
+fn actionlint_finds_nothing_where_it_is_installed() {
+    match Command::new("actionlint").current_dir(root()).output() {
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success(), "{said}");
+        }
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{error}"),
+    }
+}
+
+/// A bundle's container needs what the bundle says that it needs, and its steps can be read by a shell.
+#[test]
+fn the_containers_have_what_programs_ask_for() {
+    let read = |file: &str| std::fs::read_to_string(root().join(file)).unwrap();
+    let packages = |text: &str, after: &str| -> Vec<String> {
+        let (_, list) = text.split_once(after).unwrap();
+        let list = list.split(['\n', '&']).next().unwrap();
+        list.split_whitespace().map(str::to_owned).collect()
+    };
+    let container = read("ci/bundle.Containerfile");
+    assert_eq!(
+        packages(&container, "--yes "),
+        packages(&read("ci/src/dist.rs"), "sudo apt-get install ")
+    );
+    for text in [container, read("ci/Containerfile")] {
+        let steps: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("RUN "))
+            .collect();
+        assert!(!steps.is_empty());
+        for step in steps {
+            let read = Command::new("sh").args(["-nc", step]).status().unwrap();
+            assert!(read.success(), "{step}");
+        }
+    }
+}
+
+/// What the machine that nests runs: a program that a shell can read, and a scenario.
+#[test]
+fn the_lane_of_nested_virtualization_is_whole() {
+    let read = |file: &str| std::fs::read_to_string(root().join(file)).unwrap();
+    let program = root().join("ci/nested/run");
+    let read_by_shell = Command::new("sh").arg("-n").arg(program).status().unwrap();
+    assert!(read_by_shell.success());
+    let program = read("ci/nested/run");
+    assert!(program.contains("elab run move.toml"));
+    // That it is right, `elab check` says in its own tests.
+    assert!(read("ci/nested/move.toml").contains("migrate = "));
+}
+
 /// What a campaign's pods run, with a program in the place of elab that tells how it was called.
 #[test]
 fn each_pod_of_a_campaign_runs_its_own_share() {

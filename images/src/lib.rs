@@ -9,6 +9,7 @@ pub mod bundle;
 pub mod guest;
 pub mod hypervisor;
 pub mod iso;
+pub mod nested;
 mod retention;
 pub mod standalone;
 pub mod tree;

@@ -34,8 +34,14 @@ pub const MODULES: &[(&str, bool)] = &[
 /// Commands that [`INIT`] uses.
 const APPLETS: &[&str] = &["cat", "insmod", "mount", "sh", "switch_root", "usleep"];
 
-/// Writes the initrd to `path`.
-pub fn write(sh: &Shell, root: &Path, kernel: &Kernel, path: &Path) -> Result<()> {
+/// Writes an initrd that loads these modules to `path`.
+pub fn write(
+    sh: &Shell,
+    root: &Path,
+    kernel: &Kernel,
+    modules: &[(&str, bool)],
+    path: &Path,
+) -> Result<()> {
     let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
     let mut archive = Archive::new(BufWriter::new(file));
     for folder in ["bin", "dev", "modules", "proc", "root", "sys"] {
@@ -50,10 +56,10 @@ pub fn write(sh: &Shell, root: &Path, kernel: &Kernel, path: &Path) -> Result<()
     for applet in APPLETS {
         archive.symlink(&format!("bin/{applet}"), "busybox")?;
     }
-    let modules = Modules::of(sh, kernel)?;
-    let order = modules.order()?;
+    let found = Modules::of(sh, kernel)?;
+    let order = found.order(modules)?;
     for name in &order {
-        archive.file(&format!("modules/{name}.ko"), 0o644, &modules.read(name)?)?;
+        archive.file(&format!("modules/{name}.ko"), 0o644, &found.read(name)?)?;
     }
     archive.file("modules/order", 0o644, order.join("\n").as_bytes())?;
     archive.finish()
@@ -94,9 +100,9 @@ impl<'a> Modules<'a> {
     }
 
     /// All modules to load, each after those it depends on.
-    fn order(&self) -> Result<Vec<String>> {
+    fn order(&self, wanted: &[(&str, bool)]) -> Result<Vec<String>> {
         let mut order = Vec::new();
-        for (name, required) in MODULES {
+        for (name, required) in wanted {
             if self.file(name).is_some() {
                 self.add(name, &mut order)?;
             } else if *required && !self.builtin.iter().any(|builtin| builtin == name) {
@@ -297,7 +303,7 @@ mod tests {
         let sh = Shell::new().expect("shell");
         let order = Modules::of(&sh, &kernel)
             .expect("modules")
-            .order()
+            .order(MODULES)
             .expect("order");
         assert_eq!(
             order,
@@ -314,7 +320,7 @@ mod tests {
         fs::write(&builtin, "kernel/fs/ext4/ext4.ko\n").expect("file");
         let error = Modules::of(&sh, &kernel)
             .expect("modules")
-            .order()
+            .order(MODULES)
             .expect_err("refused");
         assert!(error.to_string().contains("failover"), "{error}");
     }

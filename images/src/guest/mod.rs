@@ -10,15 +10,15 @@
 //!
 //! It does not know what runs the guest: the lab, or a plain QEMU in the tests.
 
-mod disk;
-mod initrd;
+pub(crate) mod disk;
+pub(crate) mod initrd;
 mod keys;
 mod layout;
 mod licences;
-mod manifest;
-mod packages;
+pub(crate) mod manifest;
+pub(crate) mod packages;
 mod plain_qemu;
-mod rootfs;
+pub(crate) mod rootfs;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -112,7 +112,22 @@ pub const READY: &str = "elab: session ready";
 /// verification is built anew.
 pub fn build(cache: &Path, progress: &dyn Fn(&str)) -> Result<SessionGuest> {
     let distribution = packages::Distribution::of_this_machine()?;
-    let folder = cache.join(format!("session-{}", &recipe_hash(&distribution)[..16]));
+    let name = format!("session-{}", &recipe_hash(&distribution)[..16]);
+    let folder = cached(cache, &name, progress, |work, result| {
+        build_in(work, result, &distribution, progress)
+    })?;
+    Ok(SessionGuest::in_folder(&folder))
+}
+
+/// Gives the folder `name` of the cache, verified, or has it made: `make` is given a folder to work in and one for its results, which
+/// it closes with a manifest.
+pub(crate) fn cached(
+    cache: &Path,
+    name: &str,
+    progress: &dyn Fn(&str),
+    make: impl FnOnce(&Path, &Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let folder = cache.join(name);
     let _lock = lock(cache, progress)?;
     if folder.exists() {
         match Manifest::read(&folder).and_then(|manifest| manifest.verify(&folder)) {
@@ -120,11 +135,11 @@ pub fn build(cache: &Path, progress: &dyn Fn(&str)) -> Result<SessionGuest> {
                 retention::mark_used(&folder)
                     .with_context(|| format!("cannot stamp {}", folder.display()))?;
                 remove_old(cache)?;
-                return Ok(SessionGuest::in_folder(&folder));
+                return Ok(folder);
             }
             Err(error) => {
                 progress(&format!(
-                    "session guest: the cached one is damaged, building anew: {error:#}"
+                    "{name}: the cached one is damaged, building anew: {error:#}"
                 ));
                 fs::remove_dir_all(&folder)
                     .with_context(|| format!("cannot remove {}", folder.display()))?;
@@ -134,15 +149,15 @@ pub fn build(cache: &Path, progress: &dyn Fn(&str)) -> Result<SessionGuest> {
     // Built beside its place and moved there when complete, so that a build that dies leaves nothing that
     // looks whole.
     let work = tempfile::Builder::new()
-        .prefix("building-session-")
+        .prefix("building-")
         .tempdir_in(cache)
         .with_context(|| format!("cannot create a folder in {}", cache.display()))?;
     let result = work.path().join("result");
     fs::create_dir(&result)?;
-    build_in(work.path(), &result, &distribution, progress)?;
+    make(work.path(), &result)?;
     fs::rename(&result, &folder).with_context(|| format!("cannot create {}", folder.display()))?;
     remove_old(cache)?;
-    Ok(SessionGuest::in_folder(&folder))
+    Ok(folder)
 }
 
 /// The session guest of a folder that it was copied to, verified.
@@ -156,7 +171,7 @@ pub fn open(folder: &Path) -> Result<SessionGuest> {
 
 /// Removes guests and bootable images that nobody has used for long. The lock must be held.
 fn remove_old(cache: &Path) -> Result<()> {
-    for prefix in ["session-", "hypervisor-"] {
+    for prefix in ["session-", "hypervisor-", "nested-"] {
         retention::remove_old(cache, prefix)
             .with_context(|| format!("cannot remove old images in {}", cache.display()))?;
     }
@@ -169,7 +184,7 @@ fn lock(cache: &Path, progress: &dyn Fn(&str)) -> Result<File> {
     let path = cache.join("lock");
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     if file.try_lock().is_err() {
-        progress("session guest: another program builds it, waiting");
+        progress("another program builds images, waiting");
         file.lock()
             .with_context(|| format!("cannot lock {}", path.display()))?;
     }
@@ -207,7 +222,7 @@ fn build_in(
     fs::copy(&keys.client_private, result.join(SSH_KEY))?;
     fs::write(result.join(SSH_HOST_KEY), &keys.host_public)?;
     rootfs::configure(&sh, &root, &keys)?;
-    initrd::write(&sh, &root, &kernel, &result.join(INITRD))?;
+    initrd::write(&sh, &root, &kernel, initrd::MODULES, &result.join(INITRD))?;
     licences::write(&root, &result.join(LICENCES))?;
     rootfs::prune(&root)?;
 

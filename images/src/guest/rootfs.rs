@@ -139,6 +139,16 @@ pub fn configure(sh: &Shell, root: &Path, keys: &Keys) -> Result<()> {
     fs::set_permissions(root.join("root"), fs::Permissions::from_mode(0o700))?;
     fs::set_permissions(root.join("root/.ssh"), fs::Permissions::from_mode(0o700))?;
 
+    link_applets(sh, root)?;
+    let init = root.join("usr/sbin/init");
+    if fs::symlink_metadata(&init).is_err() {
+        symlink("../bin/busybox", &init)?;
+    }
+    Ok(())
+}
+
+/// Links busybox to the commands that no package has.
+pub fn link_applets(sh: &Shell, root: &Path) -> Result<()> {
     // It is statically linked, so it runs here as it will run there.
     let busybox = root.join("usr/bin/busybox");
     for applet in cmd!(sh, "{busybox} --list").quiet().read()?.lines() {
@@ -149,10 +159,6 @@ pub fn configure(sh: &Shell, root: &Path, keys: &Keys) -> Result<()> {
         {
             symlink("busybox", &places[0])?;
         }
-    }
-    let init = root.join("usr/sbin/init");
-    if fs::symlink_metadata(&init).is_err() {
-        symlink("../bin/busybox", &init)?;
     }
     Ok(())
 }
@@ -170,7 +176,8 @@ pub fn prune(root: &Path) -> Result<()> {
     Ok(())
 }
 
-fn write(path: &Path, mode: u32, contents: &[u8]) -> Result<()> {
+/// Writes a file with this mode.
+pub fn write(path: &Path, mode: u32, contents: &[u8]) -> Result<()> {
     fs::write(path, contents).with_context(|| format!("cannot write {}", path.display()))?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     Ok(())
