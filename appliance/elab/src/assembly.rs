@@ -23,8 +23,8 @@ pub const QEMU: &str = "qemu-system-x86_64";
 pub const IMAGES: &str = ".elab/images";
 /// Name of the one guest of a lab that is not told otherwise.
 pub const GUEST: &str = "session";
-/// A nested guest that works at all is through in one second.
-pub(crate) const NESTED_LIMIT_S: u32 = 5;
+/// A nested guest that works at all is through in a second; in five where KVM itself is emulated.
+pub(crate) const NESTED_LIMIT_S: u32 = 7;
 const GUEST_MEMORY_MIB: u32 = 256;
 
 /// What the lab runs.

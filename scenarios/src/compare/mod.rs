@@ -274,6 +274,7 @@ mod tests {
             limits: Vec::new(),
             figures: [("longest-echo".to_owned(), values)].into(),
             runs: Vec::new(),
+            quarantined: String::new(),
         };
         let mut book = Book::new(String::new(), 0, 0.0, vec![scenario]);
         book.machine.cpu = cpu.into();

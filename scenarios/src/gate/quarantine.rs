@@ -17,6 +17,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::value::Datetime;
 
+use crate::report::book::Book;
 use crate::scenario::ScenarioError;
 use crate::scenario::diagnostic::{Diagnostic, from_toml, suggest};
 use crate::scenario::figure;
@@ -83,6 +84,19 @@ impl Quarantine {
             });
             held.scenario.get_ref() == scenario && named.as_deref() == title
         })
+    }
+
+    /// Notes in a report what of it does not count.
+    pub fn mark(&self, book: &mut Book) {
+        let words = |held: Option<&Held>| held.map_or_else(String::new, Held::to_string);
+        for scenario in &mut book.scenarios {
+            scenario.quarantined = words(self.holds(&scenario.name, None));
+            for limit in &mut scenario.limits {
+                let title = figure::find(&limit.figure).map_or("", |figure| figure.title);
+                let title = format!("{}: {title}", scenario.name);
+                limit.quarantined = words(self.holds(&scenario.name, Some(&title)));
+            }
+        }
     }
 
     /// All entries.

@@ -56,6 +56,9 @@ pub struct ScenarioReport {
     pub figures: BTreeMap<String, Values>,
     /// The runs.
     pub runs: Vec<RunReport>,
+    /// Until when its failures do not count, whose that is and where it is discussed; empty when they do.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub quarantined: String,
 }
 
 /// A limit, and what was found.
@@ -75,6 +78,9 @@ pub struct Limit {
     pub at_least: Option<f64>,
     /// Whether that holds.
     pub passed: bool,
+    /// As of [`ScenarioReport`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub quarantined: String,
 }
 
 /// All values of a figure.
@@ -125,6 +131,13 @@ impl Book {
         fs::write(folder.join("junit.xml"), junit)
     }
 
+    /// The worst verdict of what is not in quarantine.
+    #[must_use]
+    pub fn counted(&self) -> Verdict {
+        let verdicts = self.scenarios.iter().map(ScenarioReport::counted);
+        verdicts.max().unwrap_or(Verdict::Inconclusive)
+    }
+
     /// All runs.
     pub fn runs(&self) -> impl Iterator<Item = &RunReport> {
         self.scenarios.iter().flat_map(|one| &one.runs)
@@ -141,16 +154,7 @@ impl ScenarioReport {
             .iter()
             .map(|expect| limit(expect, &figures))
             .collect();
-        let of_runs = runs.iter().map(|run| run.verdict).max();
-        // A run that proves nothing has no figures that could.
-        let of_limits = if limits.iter().all(|limit| limit.passed) {
-            Verdict::Passed
-        } else if of_runs == Some(Verdict::Inconclusive) {
-            Verdict::Inconclusive
-        } else {
-            Verdict::Failed
-        };
-        let verdict = of_runs.unwrap_or(Verdict::Inconclusive).max(of_limits);
+        let verdict = judge(&runs, limits.iter());
         let mut report = Self {
             name: scenario.name.get_ref().clone(),
             variant: variant.into(),
@@ -160,9 +164,41 @@ impl ScenarioReport {
             limits,
             figures,
             runs,
+            quarantined: String::new(),
         };
         report.headline = headline(&report);
         report
+    }
+
+    /// The verdict without what is in quarantine.
+    #[must_use]
+    pub fn counted(&self) -> Verdict {
+        if !self.quarantined.is_empty() {
+            return Verdict::Passed;
+        }
+        let counting = |limit: &&Limit| limit.quarantined.is_empty();
+        judge(&self.runs, self.limits.iter().filter(counting))
+    }
+
+    /// What is in quarantine and did not hold, and until when.
+    #[must_use]
+    pub fn held(&self) -> Vec<String> {
+        let whole = (!self.quarantined.is_empty() && self.verdict != Verdict::Passed)
+            .then(|| format!("in quarantine {}", self.quarantined));
+        let limits = self.limits.iter().filter(|limit| !limit.passed);
+        let limits = limits
+            .filter(|limit| !limit.quarantined.is_empty())
+            .map(|limit| format!("{} is in quarantine {}", limit.title, limit.quarantined));
+        whole.into_iter().chain(limits).collect()
+    }
+
+    /// Has in quarantine what is so in `other`, a report of the same scenario.
+    pub fn hold_as(&mut self, other: &Self) {
+        self.quarantined.clone_from(&other.quarantined);
+        for limit in &mut self.limits {
+            let same = other.limits.iter().find(|one| one.figure == limit.figure);
+            limit.quarantined = same.map_or_else(String::new, |one| one.quarantined.clone());
+        }
     }
 
     /// Name and variant.
@@ -190,6 +226,20 @@ impl ScenarioReport {
             a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
         })
     }
+}
+
+/// The worst of runs and limits.
+fn judge<'a>(runs: &[RunReport], mut limits: impl Iterator<Item = &'a Limit>) -> Verdict {
+    let of_runs = runs.iter().map(|run| run.verdict).max();
+    // A run that proves nothing has no figures that could.
+    let of_limits = if limits.all(|limit| limit.passed) {
+        Verdict::Passed
+    } else if of_runs == Some(Verdict::Inconclusive) {
+        Verdict::Inconclusive
+    } else {
+        Verdict::Failed
+    };
+    of_runs.unwrap_or(Verdict::Inconclusive).max(of_limits)
 }
 
 /// Name and variant of a scenario.
@@ -253,6 +303,7 @@ fn limit(expect: &Expect, figures: &BTreeMap<String, Values>) -> Limit {
         at_most: expect.at_most,
         at_least: expect.at_least,
         passed: value.is_some_and(holds),
+        quarantined: String::new(),
     }
 }
 

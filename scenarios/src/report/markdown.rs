@@ -59,6 +59,9 @@ pub fn text(book: &Book) -> String {
             one.verdict.word(),
             cell(&one.headline)
         );
+        for held in one.held() {
+            line(&mut part, &format!("\n**{}**", cell(&held)));
+        }
         if !one.limits.is_empty() {
             part.push_str("\n| | figure | found | limit |\n|---|---|---:|---:|\n");
             for limit in &one.limits {

@@ -149,6 +149,9 @@ fn section(out: &mut String, scenario: &ScenarioReport, one_of_many: bool) {
         draw!(out, "<section><h1>{}</h1>", escape(&scenario.headline));
     }
     draw!(out, r#"<p class="why">{}</p>"#, escape(&scenario.why));
+    for held in scenario.held() {
+        draw!(out, r#"<p class="soft">{}</p>"#, escape(&held));
+    }
     cards(out, scenario);
     dots(out, scenario);
     echoes(out, scenario);

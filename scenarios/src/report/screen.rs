@@ -37,6 +37,9 @@ fn one(out: &mut String, scenario: &ScenarioReport) {
     for text in wrap(&scenario.headline, WIDTH) {
         line(out, &text);
     }
+    for held in scenario.held() {
+        line(out, &held);
+    }
     if !scenario.figures.is_empty() {
         line(out, "");
         line(

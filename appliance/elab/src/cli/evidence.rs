@@ -105,7 +105,7 @@ pub fn merge(folders: &[PathBuf], into: &Path) -> Result<ExitCode> {
     let book = merge::merge(folders, into, command)?;
     say(&screen::summary(&book))?;
     println!("report: {}", into.join("report.html").display());
-    Ok(ExitCode::from(book.verdict.exit_code()))
+    Ok(ExitCode::from(book.counted().exit_code()))
 }
 
 pub(super) fn book(path: &Path) -> Result<Book> {

@@ -6,14 +6,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use scenarios::gate::quarantine::Quarantine;
 use scenarios::history::History;
 use scenarios::report::book::{Book, ScenarioReport};
 use scenarios::report::run::RunReport;
 use scenarios::report::screen;
 use scenarios::scenario::file::Pattern;
 use scenarios::scenario::{self, Scenario, Variant, figure, library};
-use scenarios::verdict::Verdict;
 
 use super::gate;
 use super::history::{self, HISTORY};
@@ -257,12 +255,13 @@ pub fn run(arguments: &RunArguments) -> Result<ExitCode> {
     };
     let scenarios = gather(&chosen, &jobs, reports);
     let command = std::env::args().collect::<Vec<_>>().join(" ");
-    let book = Book::new(
+    let mut book = Book::new(
         command,
         results::unix_s(),
         begun.elapsed().as_secs_f64(),
         scenarios,
     );
+    quarantine.mark(&mut book);
     book.write(&folder)
         .with_context(|| format!("cannot write the report into {}", folder.display()))?;
     history::append(&book, &arguments.history)?;
@@ -272,29 +271,7 @@ pub fn run(arguments: &RunArguments) -> Result<ExitCode> {
     }
     print!("{}", screen::summary(&book));
     println!("report: {}", folder.join("report.html").display());
-    Ok(ExitCode::from(
-        counted(&book, &quarantine, &progress).exit_code(),
-    ))
-}
-
-/// The worst verdict of what is not in quarantine; what is there is told.
-fn counted(book: &Book, quarantine: &Quarantine, told: &dyn Fn(&str)) -> Verdict {
-    let counts = |one: &&ScenarioReport| match quarantine.holds(&one.name, None) {
-        Some(held) if one.verdict != Verdict::Passed => {
-            told(&format!(
-                "{} {}, which does not count {held}",
-                one.title(),
-                one.verdict.word()
-            ));
-            false
-        }
-        _ => true,
-    };
-    let counted = book.scenarios.iter().filter(counts);
-    counted
-        .map(|one| one.verdict)
-        .max()
-        .unwrap_or(Verdict::Passed)
+    Ok(ExitCode::from(book.counted().exit_code()))
 }
 
 /// Leaves the runs of a share, by the times that they are expected to take.

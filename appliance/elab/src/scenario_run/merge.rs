@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use scenarios::report::book::{Book, ScenarioReport};
-use scenarios::report::run::RunReport;
 use scenarios::scenario;
 
 use super::arms;
@@ -19,7 +18,7 @@ use super::arms;
 /// When one holds no results, the same run is in two, or they are of different scenarios of one name.
 pub fn merge(folders: &[PathBuf], into: &Path, command: String) -> Result<Book> {
     fs::create_dir(into).with_context(|| format!("cannot make {}", into.display()))?;
-    let mut merged: Vec<(String, String, Vec<RunReport>)> = Vec::new();
+    let mut merged: Vec<ScenarioReport> = Vec::new();
     let mut seen = BTreeSet::new();
     let (mut unix_s, mut seconds) = (u64::MAX, 0.0);
     for folder in folders {
@@ -41,22 +40,25 @@ pub fn merge(folders: &[PathBuf], into: &Path, command: String) -> Result<Book> 
             }
             match merged
                 .iter_mut()
-                .find(|(name, variant, _)| *name == one.name && *variant == one.variant)
+                .find(|other| other.name == one.name && other.variant == one.variant)
             {
-                Some((_, _, runs)) => runs.extend(one.runs),
-                None => merged.push((one.name, one.variant, one.runs)),
+                Some(other) => other.runs.extend(one.runs),
+                None => merged.push(one),
             }
         }
     }
     let scenarios = merged
         .into_iter()
-        .map(|(name, variant, mut runs)| {
+        .map(|mut one| {
+            let mut runs = std::mem::take(&mut one.runs);
             runs.sort_by_key(|run| run.number);
             let settings = runs.first().map_or(&[][..], |run| &run.settings);
-            let file = into.join(format!("{name}.toml"));
+            let file = into.join(format!("{}.toml", one.name));
             let text = read(&file)?;
             let scenario = scenario::parse_with(&file.display().to_string(), &text, settings)?;
-            Ok(ScenarioReport::new(&scenario, &variant, runs))
+            let mut joined = ScenarioReport::new(&scenario, &one.variant, runs);
+            joined.hold_as(&one);
+            Ok(joined)
         })
         .collect::<Result<_>>()?;
     let book = Book::new(command, unix_s, seconds, scenarios);
@@ -114,6 +116,7 @@ fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use scenarios::report::book::SCHEMA;
+    use scenarios::report::run::RunReport;
     use scenarios::scenario::library;
     use scenarios::verdict::Verdict;
 

@@ -61,11 +61,7 @@ pub(super) fn page(release: &Release) -> String {
 /// Every figure against its limit and against the last releases.
 fn figures(out: &mut String, release: &Release) {
     let rows = Row::all(release.book);
-    let comparisons: Vec<_> = release
-        .earlier
-        .iter()
-        .map(|earlier| (earlier, earlier.compared(&rows)))
-        .collect();
+    let comparisons = release.comparisons(&rows);
     out.push_str("<h2>Each scenario</h2>");
     let mut head = vec!["", "scenario", "figure", "found", "limit"];
     let names: Vec<String> = release
@@ -96,9 +92,8 @@ fn figures(out: &mut String, release: &Release) {
                 escape(&row.limit_in_words()),
             ];
             last = title;
-            for (earlier, comparison) in &comparisons {
-                cells.push(escape(&row.before(earlier, comparison)));
-            }
+            let before = comparisons.iter().map(|one| escape(&row.before(one)));
+            cells.extend(before);
             cells
         })
         .collect();

@@ -18,11 +18,7 @@ pub(super) fn text(release: &Release) -> String {
         cell(&release.headline())
     ));
     let rows = Row::all(release.book);
-    let comparisons: Vec<_> = release
-        .earlier
-        .iter()
-        .map(|earlier| (earlier, earlier.compared(&rows)))
-        .collect();
+    let comparisons = release.comparisons(&rows);
     let (mut head, mut below) = (
         "| | scenario | figure | found | limit |".to_owned(),
         "|---|---|---|---:|---:|".to_owned(),
@@ -45,8 +41,8 @@ pub(super) fn text(release: &Release) -> String {
             row.found(),
             row.limit_in_words()
         );
-        for (earlier, comparison) in &comparisons {
-            text.push_str(&format!(" {} |", cell(&row.before(earlier, comparison))));
+        for before in comparisons.iter().map(|one| row.before(one)) {
+            text.push_str(&format!(" {} |", cell(&before)));
         }
         line(text);
     }

@@ -164,7 +164,7 @@ impl<'a> Row<'a> {
     }
 
     /// The earlier release's median and what became of it.
-    fn before(&self, earlier: &Earlier, comparison: &Comparison) -> String {
+    fn before(&self, (earlier, comparison): &(&Earlier, Comparison)) -> String {
         let key = self.key();
         let found = comparison.figures.iter().find(|one| one.title == key);
         match found {
@@ -207,6 +207,12 @@ impl Release<'_> {
         fs::write(folder.join("release.md"), markdown::text(self))
     }
 
+    /// This release against each of the last.
+    fn comparisons(&self, rows: &[Row]) -> Vec<(&Earlier, Comparison)> {
+        let earlier = self.earlier.iter();
+        earlier.map(|one| (one, one.compared(rows))).collect()
+    }
+
     /// What happened, for someone who reads nothing else.
     fn headline(&self) -> String {
         let scenarios = &self.book.scenarios;
@@ -231,9 +237,8 @@ impl Release<'_> {
             return text;
         };
         let title = figure::find(&row.figure).map_or("", |one| one.title);
-        for earlier in &self.earlier {
-            // Corrected for all figures, as in the table below it.
-            let comparison = earlier.compared(&rows);
+        // Corrected for all figures, as in the table below it.
+        for (earlier, comparison) in self.comparisons(&rows) {
             let key = row.key();
             if let Some(one) = comparison.figures.iter().find(|one| one.title == key) {
                 text.push_str(&format!(
