@@ -2,8 +2,8 @@
 //! for each second of one host.
 //!
 //! A heartbeat goes from each host to each other one and tells what was heard of every host, so the cost of a host grows with the
-//! square of their number: 35 µs with 2 hosts, 267 with 16, 3.1 ms with 64, 14 ms with 128 (a busy virtual machine of two
-//! cores). The statefile has room for 256 hosts, which bounds a pool; a thousand would need pools of pools.
+//! square of their number. The statefile has room for 256 hosts, which bounds a pool; a thousand would need pools of pools.
+//! Numbers of hosts can be named on the command line, after `--`.
 
 #[path = "../tests/simulation/storage.rs"]
 #[allow(dead_code, reason = "a part of the simulation is enough")]
@@ -12,7 +12,7 @@ mod storage;
 #[allow(dead_code, reason = "a part of the simulation is enough")]
 mod world;
 
-use pool::Safeguards;
+use pool::{Safeguards, Timing};
 use world::{SECOND, Shape, World};
 
 /// Virtual host-seconds that are measured, about.
@@ -25,6 +25,7 @@ fn main() {
             hosts,
             vms: 1,
             safeguards: Safeguards::default(),
+            timing: Timing::default(),
         };
         let mut world = World::new(&shape, fastrand::Rng::with_seed(1));
         for host in 0..hosts {
@@ -41,6 +42,10 @@ fn main() {
             spent * 1e6 / (hosts as f64 * seconds as f64)
         );
     }
+    println!(
+        "a pool has at most {} hosts: as many slots as one READ brings",
+        statefile::SLOTS
+    );
 }
 
 /// Those named on the command line, or all.

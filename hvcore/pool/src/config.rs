@@ -125,6 +125,8 @@ pub struct Safeguards {
     pub statefile_signs: bool,
     /// One that may have been excluded by a table it cannot read waits for the end of the others' leases.
     pub excluded_wait: bool,
+    /// One that is alone in the liveset and stood still does not go on by its own word.
+    pub alone_asks: bool,
     /// A member moves on from a generation without a table when nobody else does.
     pub orphans_skipped: bool,
     /// When the storage fails for all, hosts that all see each other go on.
@@ -154,6 +156,7 @@ impl Default for Safeguards {
             look_again: true,
             statefile_signs: true,
             excluded_wait: true,
+            alone_asks: true,
             orphans_skipped: true,
             peers_vouch: true,
             own_stalls_excused: true,

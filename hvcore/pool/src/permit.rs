@@ -109,7 +109,8 @@ impl Pool {
         }
         let mut oldest = self.clocks.raw();
         let alone = self.table.live().all(|host| host == self.me);
-        if alone && self.peers.len() > 1 && self.permit.is_lapsed() {
+        let asks = self.config.safeguards.alone_asks && self.permit.is_lapsed();
+        if alone && self.peers.len() > 1 && asks {
             // Nobody can say whether those that are not in the liveset have not formed another one meanwhile.
             return None;
         }

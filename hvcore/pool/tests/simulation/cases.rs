@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use fastrand::Rng;
-use pool::{Event, FenceCause, HostId, Safeguards, VmIndex};
+use pool::{Event, FenceCause, HostId, Safeguards, Timing, VmIndex};
 
 use crate::world::{MS, SECOND, Shape, World};
 
@@ -70,13 +70,27 @@ pub struct Outcome {
     pub restarts: usize,
 }
 
+/// What the pools of a run rely on. Anything but the default is a negative control.
+#[derive(Clone, Copy)]
+pub struct Setup {
+    pub safeguards: Safeguards,
+    pub timing: Timing,
+    /// The storage server refuses what comes under an old epoch.
+    pub enforced: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            safeguards: Safeguards::default(),
+            timing: Timing::default(),
+            enforced: true,
+        }
+    }
+}
+
 /// One run.
-pub fn run(
-    case: Case,
-    seed: u64,
-    safeguards: Safeguards,
-    enforced: bool,
-) -> Result<Outcome, String> {
+pub fn run(case: Case, seed: u64, setup: &Setup) -> Result<Outcome, String> {
     let mut rng = Rng::with_seed(seed);
     let hosts = match rng.u16(0..1000) {
         0..450 => 2,
@@ -86,29 +100,24 @@ pub fn run(
         992..999 => rng.usize(9..=16),
         _ => rng.usize(17..=64),
     };
-    run_with(case, hosts, rng, safeguards, enforced)
+    run_with(case, hosts, rng, setup)
 }
 
 /// One run with so many hosts.
-pub fn run_with(
-    case: Case,
-    hosts: usize,
-    mut rng: Rng,
-    safeguards: Safeguards,
-    enforced: bool,
-) -> Result<Outcome, String> {
+pub fn run_with(case: Case, hosts: usize, mut rng: Rng, setup: &Setup) -> Result<Outcome, String> {
     let vms = rng.usize(1..=4);
     let shape = Shape {
         hosts,
         vms,
-        safeguards,
+        safeguards: setup.safeguards,
+        timing: setup.timing,
     };
     let mut run = Run {
         world: World::new(&shape, rng.fork()),
         rng,
         outcome: Outcome::default(),
     };
-    run.world.storage.enforced = enforced;
+    run.world.storage.enforced = setup.enforced;
     let result = run.run(case);
     if std::env::var_os("POOL_HISTORY").is_some() {
         history(&run.world);

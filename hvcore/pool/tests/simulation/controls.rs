@@ -1,19 +1,47 @@
-//! Negative controls: with one safeguard off, the simulation must find what it protects from.
+//! Negative controls: with one safeguard off, or with other times, the simulation must find what they protect from.
+//!
+//! | promise | controls |
+//! |---|---|
+//! | no VM runs on two hosts | permit, check after a lapse, late signs, looking again, waiting when excluded, asking when alone |
+//! | no disk has two writers | the server's check of epochs |
+//! | what a dead host ran runs again | lease first, succession |
+//! | and soon | `dead_ms`, the lease that tells where a VM went |
+//! | after a blackout too | leases that remember |
+//! | no guest stands still for good | orphans |
+//! | nobody is given up for a cut of the management network | signs in the statefile |
+//! | nobody stands still for an outage of the storage | each other's word |
+//! | nobody is given up for being slow, or for a clock | `run_ms` and `dead_ms`, one's own stalls |
+//! | a host without storage fences itself | `storage_ms` |
+//! | strangers and echoes are not believed | replays, the seal |
 
-use pool::Safeguards;
+use pool::{Safeguards, Timing};
 
 use crate::{
-    cases::{Case, run},
+    cases::{Case, Setup, run},
     found,
 };
 
 /// Runs `case` with a safeguard off until a run fails with what `expected` names.
 fn breaks(case: Case, off: impl Fn(&mut Safeguards), enforced: bool, expected: &str, seeds: u64) {
-    let mut safeguards = Safeguards::default();
-    off(&mut safeguards);
+    let mut setup = Setup {
+        enforced,
+        ..Setup::default()
+    };
+    off(&mut setup.safeguards);
+    breaks_with(case, &setup, expected, seeds);
+}
+
+/// The same, with other times.
+fn breaks_timed(case: Case, change: impl Fn(&mut Timing), expected: &str) {
+    let mut setup = Setup::default();
+    change(&mut setup.timing);
+    breaks_with(case, &setup, expected, 50);
+}
+
+fn breaks_with(case: Case, setup: &Setup, expected: &str, seeds: u64) {
     let mut seen = Vec::new();
     for seed in 0..seeds {
-        match run(case, seed, safeguards, enforced) {
+        match run(case, seed, setup) {
             Err(why) if why.contains(expected) => {
                 println!("caught after {} runs: {why}", seed + 1);
                 return;
@@ -34,13 +62,8 @@ fn breaks_small(
 ) {
     let mut safeguards = Safeguards::default();
     off(&mut safeguards);
-    let seen: Vec<_> = (0..100)
-        .filter_map(|seed| scenario(seed, safeguards).err())
-        .collect();
-    assert!(
-        seen.iter().any(|why| why == expected),
-        "100 runs did not show \"{expected}\", only {seen:?}"
-    );
+    let caught = (0..100).any(|seed| scenario(seed, safeguards) == Err(expected.into()));
+    assert!(caught, "100 runs did not show \"{expected}\"");
 }
 
 #[test]
@@ -50,6 +73,33 @@ fn without_refusing_late_signs_a_host_that_stood_still_twice_runs_a_vm_twice() {
         |it| it.late_signs_refused = false,
         "the VM ran twice",
     );
+}
+
+#[test]
+fn without_asking_a_host_that_is_alone_goes_on_after_it_stood_still() {
+    breaks_small(
+        found::alone_without_storage,
+        |it| it.alone_asks = false,
+        "the guest runs on unasked",
+    );
+}
+
+#[test]
+fn a_pool_that_waits_longer_decides_too_late() {
+    let expected = "a restart was decided";
+    breaks_timed(Case::Pull, |it| it.dead_ms = 2500, expected);
+}
+
+#[test]
+fn a_pool_that_waits_less_gives_up_slow_hosts() {
+    let shorter = |it: &mut Timing| (it.run_ms, it.dead_ms) = (400, 620);
+    breaks_timed(Case::Busy, shorter, "while hosts were only slow");
+}
+
+#[test]
+fn a_host_that_waits_longer_for_its_storage_does_not_fence_itself() {
+    let expected = "did not fence itself";
+    breaks_timed(Case::StorageCut, |it| it.storage_ms = 20_000, expected);
 }
 
 #[test]

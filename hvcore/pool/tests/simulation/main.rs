@@ -14,8 +14,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use cases::{CASES, Case, Outcome, run};
-use pool::Safeguards;
+use cases::{CASES, Case, Outcome, Setup, run};
 
 fn knob(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| {
@@ -46,7 +45,7 @@ fn pools_keep_their_promises() {
                     if seed >= first + seeds {
                         break;
                     }
-                    match run(case_of(seed), seed, Safeguards::default(), true) {
+                    match run(case_of(seed), seed, &Setup::default()) {
                         Ok(outcome) => add(&mut total.lock().unwrap(), &outcome),
                         Err(why) => {
                             failed.lock().unwrap().push((seed, why));

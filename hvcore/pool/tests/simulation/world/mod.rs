@@ -183,6 +183,7 @@ pub struct Shape {
     pub hosts: usize,
     pub vms: usize,
     pub safeguards: Safeguards,
+    pub timing: Timing,
 }
 
 impl World {
@@ -208,7 +209,7 @@ impl World {
                 })
                 .collect(),
             failures_to_tolerate: 1.min(shape.hosts as u8 - 1),
-            timing: Timing::default(),
+            timing: shape.timing,
             safeguards: shape.safeguards,
         };
         let hosts = (0..shape.hosts)
