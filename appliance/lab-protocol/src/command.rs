@@ -116,6 +116,69 @@ impl std::str::FromStr for DiskFault {
     }
 }
 
+/// What a VM goes on from when its host has failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartFrom {
+    /// It boots, with all that was on its disk.
+    #[default]
+    Boot,
+    /// Its last checkpoint: memory and disk as they were then. What was written since is kept beside, as a snapshot.
+    Checkpoint,
+}
+
+impl std::str::FromStr for RestartFrom {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "boot" => Ok(Self::Boot),
+            "checkpoint" => Ok(Self::Checkpoint),
+            _ => Err("boot or checkpoint".into()),
+        }
+    }
+}
+
+/// How a VM is restarted when its host fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Restart {
+    /// Who gets memory first when there is not enough for all: lower first.
+    pub priority: u8,
+    /// Who starts first: a VM waits until those of lower order run.
+    pub order: u16,
+    /// Waits so long when its turn has come.
+    pub start_delay_ms: u32,
+    /// Restarted if there is room, without a promise.
+    pub best_effort: bool,
+    /// What it goes on from.
+    pub from: RestartFrom,
+}
+
+impl Restart {
+    /// What differs from the usual; empty if nothing does.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let mut words = Vec::new();
+        if self.priority > 0 {
+            words.push(format!("priority {}", self.priority));
+        }
+        if self.order > 0 {
+            words.push(format!("order {}", self.order));
+        }
+        if self.start_delay_ms > 0 {
+            words.push(format!("delay {} s", f64::from(self.start_delay_ms) / 1e3));
+        }
+        if self.best_effort {
+            words.push("best effort".into());
+        }
+        if self.from == RestartFrom::Checkpoint {
+            words.push("from its last checkpoint".into());
+        }
+        words.join(", ")
+    }
+}
+
 /// What a new VM or template has that its origin has not.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -171,6 +234,20 @@ pub enum Command {
     },
     VmDestroy {
         vm: String,
+    },
+    /// Have a VM restarted in another way when its host fails; what is not given stays.
+    VmSet {
+        vm: String,
+        #[serde(default)]
+        priority: Option<u8>,
+        #[serde(default)]
+        order: Option<u16>,
+        #[serde(default)]
+        start_delay_ms: Option<u32>,
+        #[serde(default)]
+        best_effort: Option<bool>,
+        #[serde(default)]
+        from: Option<RestartFrom>,
     },
     /// Write the memory of a VM to the repository, and end it.
     VmSuspend {

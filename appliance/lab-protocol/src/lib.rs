@@ -12,7 +12,7 @@ pub mod command;
 pub mod connection;
 pub mod event;
 
-pub use command::{Command, LinkFault, Response};
+pub use command::{Command, LinkFault, Response, Restart, RestartFrom};
 pub use connection::{Connection, ExecuteError};
 pub use event::{Event, Phase, PoolMark, ProbeKind, Record, Role};
 

@@ -26,7 +26,7 @@ pub const PORT: u16 = 7000;
 pub const MIGRATION_PORT: u16 = 7001;
 /// Version of this protocol. A host tells its own and refuses another; so the messages of the greeting,
 /// [`Request::Hello`] and [`Notice::Welcome`], stay as they are in every version.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Longest message either side accepts.
 pub const MAX_MESSAGE: usize = 1 << 20;
 
@@ -124,6 +124,9 @@ pub enum Request {
     Prove {
         /// The digest.
         mac: [u8; 32],
+        /// The highest number of an event that was heard from this host since it booted; 0 for none. Those after it that the
+        /// host has kept are told once more.
+        heard: u64,
     },
     /// For the clock's offset: answered at once with [`Notice::Pong`].
     Ping {
@@ -198,7 +201,7 @@ pub enum Command {
     HashMemory(VmId),
     /// Stop all guests, release leases and power off.
     PowerOff,
-    /// Be a host of this pool. Said again after each boot.
+    /// Be a host of this pool. Said again after each boot, and when a VM is added or is to be restarted in another way.
     Protect(pool::PoolSetup),
     /// Report the pool as this host sees it.
     PoolStatus,
@@ -238,6 +241,8 @@ pub enum Notice {
     },
     /// Something happened. Sent on every proved connection, from the moment of the proof.
     Event {
+        /// Numbers those that a host keeps for clients that come back, from 1 after its boot; 0 for others.
+        number: u64,
         /// When, by the host's clock.
         host_ns: u64,
         /// What.

@@ -20,6 +20,21 @@ pub struct PoolHost {
     pub memory_mib: u32,
 }
 
+/// A pool protects so many VMs at most. The number is fixed, so that VMs can be added while the pool runs.
+pub const MAX_VMS: usize = 64;
+
+/// What a VM goes on from when its host has failed, instead of booting: its last checkpoint, with its disk as it was then. It is
+/// prepared while the VM runs, and good for one restart: whoever puts `disk` in the place of the VM's own has used it up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartPoint {
+    /// Path of the VHD with the memory below the NFS export.
+    pub memory: String,
+    /// Path of an empty child of what the VM's only writable disk held then.
+    pub disk: String,
+    /// Name, beside the disk, under which the disk's present file is kept: what was written since is not in the VM any more.
+    pub kept: String,
+}
+
 /// A VM that is restarted when its host fails.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProtectedVm {
@@ -33,6 +48,8 @@ pub struct ProtectedVm {
     pub start_delay_ms: u32,
     /// Restarted if there is room, without a promise.
     pub best_effort: bool,
+    /// Goes on from there. Without one, and when it is not to be had, the VM boots.
+    pub restart_point: Option<RestartPoint>,
 }
 
 /// A pool, told to all its hosts alike.

@@ -3,7 +3,7 @@
 //! It parses, authenticates and queues; what a command does is decided in [`crate::commands`]. A connection
 //! that sends what is not a message, does not prove itself in time, or does not read what it is sent, is cut.
 
-use alloc::{format, vec::Vec};
+use alloc::{collections::VecDeque, format, vec::Vec};
 
 use host_protocol::{
     HostEvent, Notice, PORT, Request, VERSION, VmId,
@@ -28,6 +28,9 @@ const BUFFERS: Buffers = Buffers {
 
 /// A connection that leaves more unread is cut.
 const MAX_UNSENT: usize = 4 << 20;
+
+/// So many events are kept for clients that come back.
+const KEPT_EVENTS: usize = 256;
 
 /// Time a client has to prove itself.
 const PROOF_TIMEOUT_NS: u64 = 5_000_000_000;
@@ -72,8 +75,52 @@ pub(crate) struct Control {
     next_id: u64,
     key: PoolKey,
     host: alloc::string::String,
-    /// Told to everyone who connects.
+    /// Told to everyone who connects anew: who has heard it has been connected since the host booted.
     booted: (u64, HostEvent),
+    kept: KeptEvents,
+}
+
+/// The last events of which a client must not miss one because its connection broke: what became of VMs and of the pool. What
+/// belongs to a migration or to a guest's first moments is told to whoever is there.
+#[derive(Default)]
+struct KeptEvents {
+    /// The number of the last one. The first belongs to the boot.
+    last: u64,
+    events: VecDeque<(u64, u64, HostEvent)>,
+}
+
+impl KeptEvents {
+    const BOOTED: u64 = 1;
+
+    /// Keeps it if it is to be kept; gives its number.
+    fn add(&mut self, host_ns: u64, event: &HostEvent) -> u64 {
+        let keep = matches!(
+            event,
+            HostEvent::Pool { .. } | HostEvent::Stopped { .. } | HostEvent::Storage { .. }
+        );
+        if !keep {
+            return 0;
+        }
+        self.last = self.last.max(Self::BOOTED) + 1;
+        if self.events.len() == KEPT_EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back((self.last, host_ns, event.clone()));
+        self.last
+    }
+
+    /// Those after the last that a client has heard. One that has heard what was never told speaks of an earlier life of this
+    /// host.
+    fn after(&self, heard: u64) -> impl Iterator<Item = &(u64, u64, HostEvent)> {
+        let heard = if heard > self.last.max(Self::BOOTED) {
+            0
+        } else {
+            heard
+        };
+        self.events
+            .iter()
+            .filter(move |(number, ..)| *number > heard)
+    }
 }
 
 impl Control {
@@ -103,6 +150,7 @@ impl Control {
             key,
             host,
             booted,
+            kept: KeptEvents::default(),
         }
     }
 
@@ -212,13 +260,28 @@ impl Control {
                         deadline_ns,
                     };
                 }
-                (Stage::Proving { client, host, .. }, Request::Prove { mac }) => {
+                (Stage::Proving { client, host, .. }, Request::Prove { mac, heard }) => {
                     if !self.key.accepts(Purpose::ControlClient, client, host, &mac) {
                         return false;
                     }
                     connection.stage = Stage::Proved;
-                    let (host_ns, event) = self.booted.clone();
-                    connection.send(&Notice::Event { host_ns, event });
+                    if heard < KeptEvents::BOOTED || heard > self.kept.last.max(KeptEvents::BOOTED)
+                    {
+                        let (host_ns, event) = self.booted.clone();
+                        let number = KeptEvents::BOOTED;
+                        connection.send(&Notice::Event {
+                            number,
+                            host_ns,
+                            event,
+                        });
+                    }
+                    for (number, host_ns, event) in self.kept.after(heard).cloned() {
+                        connection.send(&Notice::Event {
+                            number,
+                            host_ns,
+                            event,
+                        });
+                    }
                 }
                 (Stage::Proved, Request::Ping { token }) => {
                     let host_ns = platform.now_ns();
@@ -255,7 +318,12 @@ impl Control {
 
     /// Sends an event to everyone.
     pub fn report(&mut self, host_ns: u64, event: HostEvent) {
-        let notice = Notice::Event { host_ns, event };
+        let number = self.kept.add(host_ns, &event);
+        let notice = Notice::Event {
+            number,
+            host_ns,
+            event,
+        };
         for connection in self.proved() {
             connection.send(&notice);
         }
@@ -312,5 +380,43 @@ impl Connection {
     fn send(&mut self, notice: &Notice) {
         codec::encode(notice, &mut self.unsent)
             .expect("every notice is far shorter than the longest message");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(kept: &KeptEvents, heard: u64) -> Vec<u64> {
+        kept.after(heard).map(|(number, ..)| *number).collect()
+    }
+
+    #[test]
+    fn who_comes_back_hears_what_was_told_meanwhile_and_nothing_twice() {
+        let mut kept = KeptEvents::default();
+        assert_eq!(numbers(&kept, 0), [0; 0]);
+        let up = |up| HostEvent::Storage { up };
+        for (moment, number) in [(10, 2), (20, 3), (30, 4)] {
+            assert_eq!(kept.add(moment, &up(true)), number);
+        }
+        let passing = HostEvent::FirstInstruction { vm: [1; 16] };
+        assert_eq!(kept.add(40, &passing), 0, "told to whoever is there");
+        assert_eq!(numbers(&kept, 0), [2, 3, 4]);
+        assert_eq!(numbers(&kept, 1), [2, 3, 4]);
+        assert_eq!(numbers(&kept, 3), [4]);
+        assert_eq!(numbers(&kept, 4), [0; 0]);
+        assert_eq!(numbers(&kept, 99), [2, 3, 4], "an earlier life of the host");
+        assert_eq!(kept.after(3).next(), Some(&(4, 30, up(true))));
+    }
+
+    #[test]
+    fn of_many_events_the_last_are_kept() {
+        let mut kept = KeptEvents::default();
+        for _ in 0..KEPT_EVENTS + 10 {
+            kept.add(0, &HostEvent::Storage { up: false });
+        }
+        let known = numbers(&kept, 0);
+        assert_eq!((known.len(), known[0]), (KEPT_EVENTS, 12));
+        assert_eq!(known.last(), Some(&kept.last));
     }
 }

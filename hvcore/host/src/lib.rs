@@ -41,7 +41,7 @@ mod vm;
 use alloc::{collections::VecDeque, string::String, vec::Vec};
 use core::net::Ipv4Addr;
 
-use host_protocol::{HostEvent, auth::PoolKey};
+use host_protocol::{HostEvent, VmId, auth::PoolKey};
 use machine::{Clock, Outcome, ResetCause};
 
 use crate::{
@@ -111,6 +111,8 @@ pub struct Host<P: Platform> {
     snapshot: Option<Snapshotting>,
     reopening: Option<Reopening>,
     restoration: Option<Restoration>,
+    /// What came of a VM that was restored for the pool.
+    resumed_for_pool: Option<(VmId, Result<(), String>)>,
     /// Its part in a pool, once it is told of one.
     availability: Option<Availability>,
     /// What guests have run since a migration last got CPU time.
@@ -179,6 +181,7 @@ impl<P: Platform> Host<P> {
             snapshot: None,
             reopening: None,
             restoration: None,
+            resumed_for_pool: None,
             availability: None,
             guests_ran_ns: 0,
             power_off: None,

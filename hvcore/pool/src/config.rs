@@ -1,7 +1,8 @@
 //! What a pool is: its hosts, its protected VMs, its timing. Checked once, at the edge; the rest relies on it.
 //!
-//! Hosts and VMs are known by their place in the configuration, which is the same on every host. A
-//! configuration that grows while the pool runs was left out: it would need an agreement of its own.
+//! Hosts and VMs are known by their place in the configuration, which is the same on every host. How many places there are
+//! never changes while the pool runs, since that would need an agreement of its own: places for VMs are held vacant instead, and
+//! what is told of one later need not reach all hosts at once. A host that is to start a VM of which it knows nothing fails to.
 
 use alloc::{string::String, vec::Vec};
 
@@ -45,10 +46,10 @@ pub struct HostPolicy {
     pub memory_mib: u32,
 }
 
-/// How a VM is restarted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How a VM is restarted. The default is a vacant place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VmPolicy {
-    /// Name for people.
+    /// Name for people; empty for a place that is held for a VM to come.
     pub name: String,
     /// MiB of RAM it takes.
     pub memory_mib: u32,
@@ -62,6 +63,14 @@ pub struct VmPolicy {
     pub start_delay_ms: u32,
     /// Restarted if there is room, without a promise.
     pub best_effort: bool,
+}
+
+impl VmPolicy {
+    /// No VM has this place yet.
+    #[must_use]
+    pub fn is_vacant(&self) -> bool {
+        self.name.is_empty()
+    }
 }
 
 /// The pool's times, in milliseconds. See [`crate`] for why they are what they are.
@@ -198,6 +207,9 @@ pub enum ConfigError {
     /// This host is not in the list.
     #[error("host number {0} is not in the pool's list of hosts")]
     NotListed(u16),
+    /// A running pool was told of other places for VMs.
+    #[error("places for VMs neither come nor go while a pool runs")]
+    Places,
     /// Two of a kind.
     #[error("{0} is in the pool's configuration twice: names tell hosts and VMs apart")]
     Twice(String),
@@ -258,10 +270,10 @@ impl PoolConfig {
             return Err(ConfigError::NotListed(me.0));
         }
         let host_names = self.hosts.iter().map(|host| &host.name);
-        let vm_names = self.vms.iter().map(|vm| &vm.name);
+        let mut vms = self.vms.iter().filter(|vm| !vm.is_vacant());
         unique(host_names)?;
-        unique(vm_names)?;
-        if let Some(vm) = self.vms.iter().find(|vm| vm.disks == 0) {
+        unique(vms.clone().map(|vm| &vm.name))?;
+        if let Some(vm) = vms.find(|vm| vm.disks == 0) {
             return Err(ConfigError::NoLease(vm.name.clone()));
         }
         let failures = self.failures_to_tolerate;

@@ -10,7 +10,7 @@ use host_protocol::auth::{Purpose, Seal};
 use crate::{
     action::{Action, LeaseAnswer, LeaseCall, LeaseFile, Token},
     clock::{Clocks, Jump},
-    config::{ConfigError, HostId, PoolConfig, VmIndex},
+    config::{ConfigError, HostId, PoolConfig, VmIndex, VmPolicy},
     event::{Event, Fault, FenceCause},
     exchange::{Look, Write},
     peer::{MS, Peer},
@@ -132,6 +132,34 @@ impl Pool {
     #[must_use]
     pub fn config(&self) -> &PoolConfig {
         &self.config
+    }
+
+    /// Has VMs restarted in another way from now on, or protects VMs in places that were vacant. Safety does not rely on any of
+    /// it, so hosts that have not been told yet do no harm: the coordinator's word counts.
+    ///
+    /// # Errors
+    /// When it contradicts itself; nothing has changed then.
+    pub fn set_policies(
+        &mut self,
+        vms: Vec<VmPolicy>,
+        failures_to_tolerate: u8,
+    ) -> Result<(), ConfigError> {
+        let changed = PoolConfig {
+            vms,
+            failures_to_tolerate,
+            ..self.config.clone()
+        };
+        changed.check(self.me)?;
+        let keeps = |(old, new): (&VmPolicy, &VmPolicy)| {
+            old.is_vacant() || (old.name == new.name && old.disks == new.disks)
+        };
+        let pairs = self.config.vms.iter().zip(&changed.vms);
+        if changed.vms.len() != self.config.vms.len() || !pairs.map(keeps).all(|kept| kept) {
+            return Err(ConfigError::Places);
+        }
+        self.config = changed;
+        self.recovery.plan_anew();
+        Ok(())
     }
 
     /// The next thing to do.

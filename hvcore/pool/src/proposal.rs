@@ -341,7 +341,11 @@ impl Pool {
         table.members[self.me.index()] = self.incarnation;
         // The pool has met before, and nobody has a table of it: what it said of VMs is lost.
         if self.table.generation == 0 && generation > 1 && self.config.safeguards.leases_remember {
-            table.vms.fill(Place::Unknown);
+            for (place, policy) in table.vms.iter_mut().zip(&self.config.vms) {
+                if !policy.is_vacant() {
+                    *place = Place::Unknown;
+                }
+            }
         }
         for place in &mut table.vms {
             let attempts = match *place {

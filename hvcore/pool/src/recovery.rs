@@ -93,6 +93,13 @@ impl Work {
     }
 }
 
+impl Recovery {
+    /// What was planned was planned for other VMs.
+    pub fn plan_anew(&mut self) {
+        self.planned = None;
+    }
+}
+
 impl Pool {
     /// The coordinator's part of [`Pool::poll`].
     pub(crate) fn recover(&mut self) {

@@ -364,8 +364,26 @@ impl Storage {
     /// what is written from now on. The disk's file becomes the child's parent, under the name that the child has for it.
     /// Ends in [`Completion::Branched`]; the child's id is gone then.
     pub fn branch_disk(&mut self, disk: DiskId, child: DiskId, now_ns: u64) {
+        let ask = |of: &Disk, empty: &Disk| of.ask_to_branch(child, empty);
+        self.replace(disk, child, ask, now_ns);
+    }
+
+    /// As [`branch_disk`](Self::branch_disk), with an empty child of another disk, such as an older state of this one. What the
+    /// disk held keeps the name `kept`, which it has beside its own.
+    pub fn replace_disk(&mut self, disk: DiskId, child: DiskId, kept: &str, now_ns: u64) {
+        let ask = |of: &Disk, empty: &Disk| of.ask_to_replace(child, empty, kept);
+        self.replace(disk, child, ask, now_ns);
+    }
+
+    fn replace(
+        &mut self,
+        disk: DiskId,
+        child: DiskId,
+        ask: impl FnOnce(&Disk, &Disk) -> Result<Call, &'static str>,
+        now_ns: u64,
+    ) {
         let request = match (self.disks.get(&disk), self.disks.get(&child)) {
-            (Some(disk), Some(empty)) => disk.ask_to_branch(child, empty),
+            (Some(disk), Some(empty)) => ask(disk, empty),
             _ => Err("there is no such disk"),
         };
         match request {

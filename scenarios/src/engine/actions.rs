@@ -62,6 +62,13 @@ impl Action {
                 Err(error) => format!("refused: {error}"),
             });
         }
+        if let Some(guest) = &step.checkpoint {
+            return self.tell(&Command::VmSnapshot {
+                vm: guest.get_ref().clone(),
+                snapshot: None,
+                memory: true,
+            });
+        }
         if let Some(evacuate) = &step.evacuate {
             return self.evacuate(evacuate.host.get_ref(), evacuate.to.get_ref());
         }

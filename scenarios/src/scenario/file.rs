@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use lab_protocol::{Phase, PoolMark, Role};
+use lab_protocol::{Phase, PoolMark, RestartFrom, Role};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use toml::Spanned;
@@ -154,9 +154,29 @@ pub struct Guest {
     /// Who goes first when a host is evacuated: the higher.
     #[serde(default)]
     pub priority: u8,
+    /// How it is restarted when its host fails, in a pool that protects it.
+    #[serde(default)]
+    pub restart: Restart,
     /// What it does by itself, from the opening of the session on.
     #[serde(default)]
     pub load: Load,
+}
+
+/// How a guest is restarted when its host fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Restart {
+    /// Who gets memory first when there is not enough for all: the lower.
+    pub priority: u8,
+    /// Who starts first: a guest waits until those of lower order run.
+    pub order: u16,
+    /// It waits so long when its turn has come.
+    pub delay: Time,
+    /// It is restarted if there is room, without a promise.
+    pub best_effort: bool,
+    /// `boot`; or `checkpoint`: it goes on from its last one, which a step has taken.
+    #[schemars(with = "String")]
+    pub from: RestartFrom,
 }
 
 fn first_host() -> Spanned<String> {

@@ -482,12 +482,18 @@ pub enum LinkAction {
 pub enum HaAction {
     /// Make the lab's hosts a pool that protects all its VMs
     ///
-    /// From then on, the VMs of a host that fails are restarted on the others. The exit code is 1 if the pool has too little
+    /// From then on, the VMs of a host that fails are restarted on the others, those too that are cloned or imported later;
+    /// `elab vm set` says how. Said again, it changes how many hosts may fail. The exit code is 1 if the pool has too little
     /// memory to restart all of them, whichever hosts fail: then it says which failures would be too many, and restarts
     /// as many as have room.
     Enable {
         /// How many hosts may fail at once with every VM restarted
-        #[arg(long, default_value_t = 1)]
+        #[arg(
+            long,
+            visible_alias = "host-failures-to-tolerate",
+            value_name = "N",
+            default_value_t = 1
+        )]
         failures: u8,
     },
     /// Show the pool as each of its hosts sees it: who is in it, who decides, where each VM is and how far it is protected

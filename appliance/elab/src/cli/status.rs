@@ -87,6 +87,9 @@ pub(super) fn vms(vms: &Value) -> String {
             vm["memory_mib"].to_string(),
             text(&vm["protection"]),
         );
+        if let Some(restart) = vm["restart"].as_str().filter(|words| !words.is_empty()) {
+            let _ = write!(out, "  {restart}");
+        }
         if let Some(to) = vm["migrating_to"].as_str() {
             let _ = write!(out, "  moving to {to}");
         }
@@ -149,10 +152,14 @@ fn pool_body(view: &Value) -> String {
     for vm in list(&view["vms"]) {
         let _ = writeln!(
             out,
-            "  {:<12} {:<28} protection: {}",
+            "  {:<12} {:<28} protection: {}{}",
             text(&vm["vm"]),
             text(&vm["place"]),
-            text(&vm["protection"])
+            text(&vm["protection"]),
+            match vm["restart"].as_str() {
+                None | Some("") => String::new(),
+                Some(words) => format!(", {words}"),
+            }
         );
     }
     out
@@ -267,7 +274,7 @@ mod tests {
             "host": host, "standing": "member", "guests_may_run": true, "statefile_up": true,
             "generation": generation, "coordinator": "h1",
             "hosts": [{"host": "h1", "member": true}, {"host": "h2", "member": false}, {"host": "h3", "member": true}],
-            "vms": [{"vm": "session", "place": "running on h3", "protection": "restart"}],
+            "vms": [{"vm": "session", "place": "running on h3", "protection": "restart", "restart": "order 2, delay 1.5 s"}],
             "tolerated_failures": 1,
             "shortage": "if h1 and h3 failed, VM session could not restart",
             "plan": ["if h1 fails: nothing has to move", "if h3 fails: session to h1"],
@@ -282,7 +289,7 @@ mod tests {
             "h2       does not say: no answer in time",
             "h3       member   guests may run      statefile answers",
             "as h1, h3 see it: generation 4, h1 decides; in the liveset: h1, h3",
-            "session      running on h3                protection: restart",
+            "session      running on h3                protection: restart, order 2, delay 1.5 s",
         ] {
             assert!(shown.contains(wanted), "{wanted:?} is not in:\n{shown}");
         }

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Subcommand;
-use lab_protocol::Command;
 use lab_protocol::command::Changes;
+use lab_protocol::{Command, Restart, RestartFrom};
+use scenarios::scenario::units;
 use serde_json::Value;
 
 use super::run::show;
@@ -54,6 +55,35 @@ pub enum VmAction {
     Cancel {
         /// The VM
         vm: String,
+    },
+    /// Say how it is restarted when its host fails; `elab ha enable` has it restarted at all
+    ///
+    /// What is not given stays as it is; without any, what it is.
+    Set {
+        /// The VM
+        vm: String,
+        /// Who gets memory first when there is not enough for all; 0 is first
+        #[arg(long, value_name = "N")]
+        restart_priority: Option<u8>,
+        /// Who starts first: it waits until all of lower order run
+        #[arg(long, value_name = "N")]
+        order: Option<u16>,
+        /// It waits so long when its turn has come, as 2s
+        #[arg(long, value_name = "TIME", value_parser = start_delay)]
+        start_delay: Option<Duration>,
+        /// Restart it if there is room, without a promise: the plan does not reckon with it
+        #[arg(
+            long,
+            value_name = "YES",
+            num_args = 0..=1,
+            require_equals = true,
+            default_missing_value = "true"
+        )]
+        best_effort: Option<bool>,
+        /// What it goes on from: boot, with all that was on its disk; or checkpoint, the last one, with memory and disk as
+        /// they were then, and what was written since kept as a snapshot
+        #[arg(long, value_name = "FROM")]
+        restart_from: Option<RestartFrom>,
     },
     /// Write its memory to the repository and switch it off, to go on from there later
     ///
@@ -275,6 +305,22 @@ pub(super) fn run(which: &Which, action: VmAction) -> Result<ExitCode> {
         VmAction::Stop { vm, force: true } => Command::VmDestroy { vm },
         VmAction::Migrate { vm, to, verify } => Command::VmMigrate { vm, to, verify },
         VmAction::Cancel { vm } => Command::VmMigrateCancel { vm },
+        VmAction::Set {
+            vm,
+            restart_priority,
+            order,
+            start_delay,
+            best_effort,
+            restart_from,
+        } => Command::VmSet {
+            vm,
+            priority: restart_priority,
+            order,
+            start_delay_ms: start_delay
+                .map(|delay| u32::try_from(delay.as_millis()).unwrap_or(u32::MAX)),
+            best_effort,
+            from: restart_from,
+        },
         VmAction::Suspend { vm } => Command::VmSuspend { vm },
         VmAction::Snapshot { vm, label } => Command::VmSnapshot {
             vm,
@@ -325,6 +371,15 @@ pub(super) fn run(which: &Which, action: VmAction) -> Result<ExitCode> {
             if let Some(number) = value["migration"].as_u64() {
                 println!("{vm} runs on {to}: migration {number}, {seconds:.1} s");
             }
+        }
+        Command::VmSet { vm, .. } => {
+            let restart: Restart =
+                serde_json::from_value(value).context("the lab is of another version")?;
+            let words = match restart.words() {
+                usual if usual.is_empty() => "priority 0, order 0, no delay, by a boot".into(),
+                words => words,
+            };
+            println!("{vm} is restarted with: {words}");
         }
         Command::VmSnapshot { vm, .. } => {
             let name = value["snapshot"].as_str().unwrap_or("-");

@@ -39,6 +39,8 @@ pub enum Heard {
         t_ns: u64,
         /// How far that may be wrong.
         error_ns: u64,
+        /// As the host numbers it; see [`Notice::Event`].
+        number: u64,
         /// What.
         event: HostEvent,
     },
@@ -128,11 +130,11 @@ pub struct Listener {
     /// The first exchanges are through.
     mapped: bool,
     /// Events that came before the clock was mapped.
-    early: Vec<(u64, HostEvent)>,
+    early: Vec<(u64, u64, HostEvent)>,
 }
 
 impl Connection {
-    /// Proves both ends to each other.
+    /// Proves both ends to each other. `events_heard` is the highest number of an event that an earlier connection brought.
     ///
     /// # Errors
     /// When the peer is no host of this pool.
@@ -140,6 +142,7 @@ impl Connection {
         stream: UnixStream,
         key: &PoolKey,
         clock: LabClock,
+        events_heard: u64,
     ) -> io::Result<(Self, Listener)> {
         let nonce = entropy::bytes()?;
         stream.set_read_timeout(Some(PROOF_DEADLINE))?;
@@ -170,7 +173,8 @@ impl Connection {
             return Err(refused("the host does not hold this pool's key"));
         }
         let mac = key.prove(Purpose::ControlClient, &nonce, &theirs);
-        send(&mut stream, &Request::Prove { mac })?;
+        let heard = events_heard;
+        send(&mut stream, &Request::Prove { mac, heard })?;
         let shared = Arc::new(Shared {
             host,
             clock,
@@ -357,8 +361,8 @@ impl Listener {
                     self.ping()?;
                 } else if !self.mapped {
                     self.mapped = true;
-                    for (host_ns, event) in std::mem::take(&mut self.early) {
-                        self.event(host_ns, event, heard);
+                    for (number, host_ns, event) in std::mem::take(&mut self.early) {
+                        self.event(number, host_ns, event, heard);
                     }
                 }
             }
@@ -380,10 +384,18 @@ impl Listener {
                     let _ = answer.send(result);
                 }
             }
-            Notice::Event { host_ns, event } if !self.mapped => {
-                self.early.push((host_ns, event));
+            Notice::Event {
+                number,
+                host_ns,
+                event,
+            } if !self.mapped => {
+                self.early.push((number, host_ns, event));
             }
-            Notice::Event { host_ns, event } => self.event(host_ns, event, heard),
+            Notice::Event {
+                number,
+                host_ns,
+                event,
+            } => self.event(number, host_ns, event, heard),
             Notice::Console {
                 vm,
                 stay,
@@ -400,11 +412,12 @@ impl Listener {
         Ok(())
     }
 
-    fn event(&self, host_ns: u64, event: HostEvent, heard: &mut impl FnMut(Heard)) {
+    fn event(&self, number: u64, host_ns: u64, event: HostEvent, heard: &mut impl FnMut(Heard)) {
         let mapped = self.map.map(host_ns, self.shared.clock.now_ns());
         heard(Heard::Event {
             t_ns: mapped.t_ns,
             error_ns: mapped.error_ns,
+            number,
             event,
         });
     }

@@ -4,16 +4,18 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use host_protocol::pool::{LEASE_FILE, PoolHost, PoolSetup, PoolStatus, ProtectedVm};
+use host_protocol::pool::{LEASE_FILE, MAX_VMS, PoolHost, PoolSetup, PoolStatus, ProtectedVm};
 use host_protocol::{Command, Reply, VmState};
+use lab_protocol::Restart;
 use nfs_sr::sr::{statefile, store::Directory};
 use serde_json::{Value, json};
 
 use super::Inner;
-use super::state::{GaveUp, Power};
+use super::state::{GaveUp, Power, State, Vm};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A host that stands still shall not keep the others' words back.
@@ -25,13 +27,14 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 impl Inner {
     /// Makes the lab's hosts a pool that restarts the VMs of hosts that fail; it protects them when this returns. Hosts that
-    /// are off join when they are switched on.
+    /// are off join when they are switched on, and VMs that come later are protected as they come.
     pub(crate) fn ha_enable(&self, failures_to_tolerate: u8) -> Result<Value> {
-        let setup = self.pool_setup(failures_to_tolerate)?;
-        let program = self.storage_program.as_ref();
-        let export = &program.context("the lab has no storage server")?.export;
-        make_files(&export.join(&setup.repository))?;
-        self.update(|state| state.pool = Some(setup.clone()));
+        if usize::from(failures_to_tolerate) >= self.specs.len() {
+            bail!(
+                "{failures_to_tolerate} of {} hosts cannot fail at once with every VM restarted: at least one must be left",
+                self.specs.len()
+            );
+        }
         let on: Vec<_> = {
             let state = self.lock();
             let names = self.specs.iter().map(|spec| spec.name.clone());
@@ -39,12 +42,12 @@ impl Inner {
                 .filter(|name| state.hosts[name].power != Power::Off)
                 .collect()
         };
-        for host in &on {
-            let command = Command::Protect(setup.clone());
-            self.connection(host)?
-                .call(command, PATIENCE)
-                .with_context(|| format!("{host} did not join the pool"))?;
-        }
+        self.in_turn(|| {
+            let setup = self.pool_setup(failures_to_tolerate)?;
+            make_files(&self.export()?.join(&setup.repository))?;
+            self.update(|state| state.pool = Some(setup.clone()));
+            self.tell_pool(&setup, &on)
+        })?;
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.formed(&on) {
@@ -59,6 +62,109 @@ impl Inner {
                 bail!("interrupted");
             }
         }
+    }
+
+    /// One change of the pool at a time.
+    pub(super) fn in_turn<T>(&self, act: impl FnOnce() -> T) -> T {
+        let turn = Arc::clone(&self.lock().pool_turn);
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        act()
+    }
+
+    fn tell_pool(&self, setup: &PoolSetup, hosts: &[String]) -> Result<()> {
+        for host in hosts {
+            let command = Command::Protect(setup.clone());
+            self.connection(host)?
+                .call(command, PATIENCE)
+                .with_context(|| format!("{host} was told of the pool, and does not agree"))?;
+        }
+        Ok(())
+    }
+
+    /// Changes what the pool knows of a VM, if there is a pool, and of a VM that has come since. Hosts that cannot be reached are
+    /// told when they can.
+    pub(super) fn change_pool(&self, vm: &str) -> Result<()> {
+        self.in_turn(|| {
+            let setup = self.update(|state| {
+                let now = protected(state.vms.get(vm)?);
+                let pool = state.pool.as_mut()?;
+                match pool.vms.iter_mut().find(|of| of.config.id == now.config.id) {
+                    Some(known) if *known == now => return None,
+                    Some(known) => *known = now,
+                    None => pool.vms.push(now),
+                }
+                Some(pool.clone())
+            });
+            let Some(setup) = setup else {
+                return Ok(());
+            };
+            let reached: Vec<_> = {
+                let state = self.lock();
+                let hosts = state.hosts.iter();
+                let reached = hosts.filter(|(_, host)| host.connection.is_some());
+                reached.map(|(name, _)| name.clone()).collect()
+            };
+            self.tell_pool(&setup, &reached)
+        })
+    }
+
+    /// Has the pool protect a VM that the lab did not know before; says so, or why it does not.
+    pub(super) fn protect_newcomer(&self, vm: &str) {
+        let refused = {
+            let state = self.lock();
+            let (Some(pool), Some(entry)) = (&state.pool, state.vms.get(vm)) else {
+                return;
+            };
+            let in_repository = |disk: &host_protocol::DiskConfig| {
+                disk.path.split_once('/').map(|(name, _)| name) == Some(&pool.repository)
+            };
+            let mut written = entry.config.disks.iter().filter(|disk| !disk.read_only);
+            if pool.vms.len() >= MAX_VMS {
+                Some(format!("the pool protects {MAX_VMS} VMs already"))
+            } else if !written.any(in_repository) {
+                Some("it writes no disk in the pool's repository, so nothing fences it".into())
+            } else {
+                None
+            }
+        };
+        let outcome = match refused {
+            Some(why) => Err(why),
+            None => self.change_pool(vm).map_err(|why| format!("{why:#}")),
+        };
+        match outcome {
+            Ok(()) => self.message(
+                "info",
+                format!("VM \"{vm}\" is restarted from now on when its host fails"),
+            ),
+            Err(why) => self.message(
+                "warning",
+                format!("VM \"{vm}\" is NOT restarted when its host fails: {why}"),
+            ),
+        }
+    }
+
+    /// Has a VM restarted in another way.
+    pub(crate) fn vm_set(&self, vm: &str, change: impl FnOnce(&mut Restart)) -> Result<Value> {
+        // Also one that was imported while the lab runs.
+        self.config(vm)?;
+        let (before, now) = self.update(|state| {
+            let entry = state.vms.get_mut(vm).context("the VM has vanished")?;
+            let before = entry.restart;
+            change(&mut entry.restart);
+            anyhow::Ok((before, entry.restart))
+        })?;
+        if before != now {
+            let words = match now.words() {
+                usual if usual.is_empty() => "as is usual".into(),
+                words => words,
+            };
+            self.message("info", format!("VM \"{vm}\" is restarted with: {words}"));
+            self.change_pool(vm)?;
+        }
+        if before.from != now.from {
+            self.prepare_restart(vm);
+        }
+        Ok(json!(now))
     }
 
     /// The pool, once all these hosts are in it and it knows of each VM that runs; or what is missing.
@@ -119,11 +225,33 @@ impl Inner {
         Some(named.collect())
     }
 
+    /// What the hosts are told: of a pool that there is, the same hosts, and its VMs in their places.
     fn pool_setup(&self, failures_to_tolerate: u8) -> Result<PoolSetup> {
         let state = self.lock();
-        let configs: Vec<_> = state.vms.values().map(|vm| vm.config.clone()).collect();
-        let disk = configs.iter().flat_map(|config| &config.disks).next();
-        let disk = disk.context("no VM has a disk, so there is nothing to protect")?;
+        let mut setup = match &state.pool {
+            Some(known) => known.clone(),
+            None => self.new_pool(&state)?,
+        };
+        setup.failures_to_tolerate = failures_to_tolerate;
+        for vm in state.vms.values() {
+            let now = protected(vm);
+            match setup
+                .vms
+                .iter_mut()
+                .find(|of| of.config.id == now.config.id)
+            {
+                Some(known) => *known = now,
+                None => setup.vms.push(now),
+            }
+        }
+        Ok(setup)
+    }
+
+    fn new_pool(&self, state: &State) -> Result<PoolSetup> {
+        let mut disks = state.vms.values().flat_map(|vm| &vm.config.disks);
+        let disk = disks
+            .next()
+            .context("no VM has a disk, so there is nothing to protect")?;
         let (repository, _) = disk
             .path
             .split_once('/')
@@ -146,17 +274,8 @@ impl Inner {
             pool,
             repository: repository.into(),
             hosts: hosts.collect(),
-            vms: configs
-                .into_iter()
-                .map(|config| ProtectedVm {
-                    config,
-                    priority: 0,
-                    order: 0,
-                    start_delay_ms: 0,
-                    best_effort: false,
-                })
-                .collect(),
-            failures_to_tolerate,
+            vms: Vec::new(),
+            failures_to_tolerate: 0,
         })
     }
 
@@ -176,12 +295,11 @@ impl Inner {
 
     fn view(&self, host: &str, status: &PoolStatus) -> Value {
         let state = self.lock();
-        let name = |id| {
-            let vm = state.vms.iter().find(|(_, vm)| vm.config.id == id);
-            vm.map_or("?", |(name, _)| name.as_str())
-        };
         let vms = status.vms.iter().map(|(id, place, protection)| {
-            json!({ "vm": name(*id), "place": place, "protection": protection })
+            let vm = state.vms.iter().find(|(_, vm)| vm.config.id == *id);
+            let (name, restart) =
+                vm.map_or(("?", Restart::default()), |(name, vm)| (name, vm.restart));
+            json!({ "vm": name, "place": place, "protection": protection, "restart": restart.words() })
         });
         let hosts = status.hosts.iter().map(|(name, member, silent_ms)| {
             json!({ "host": name, "member": member, "silent_ms": silent_ms })
@@ -199,6 +317,17 @@ impl Inner {
             "shortage": status.shortage,
             "plan": status.plan,
         })
+    }
+}
+
+fn protected(vm: &Vm) -> ProtectedVm {
+    ProtectedVm {
+        config: vm.config.clone(),
+        priority: vm.restart.priority,
+        order: vm.restart.order,
+        start_delay_ms: vm.restart.start_delay_ms,
+        best_effort: vm.restart.best_effort,
+        restart_point: vm.restart_point.clone(),
     }
 }
 

@@ -63,7 +63,7 @@ impl Inner {
             .map(|disk| identity(&disk.uuid))
             .collect::<Result<_>>()?;
         {
-            let _held = repository.hold(&origins)?;
+            let _held = repository.hold(self, &origins)?;
             for (disk, origin) in machine.disks.iter_mut().zip(origins) {
                 let new = vdi::new_uuid();
                 let store = repository.store();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
 use host_protocol::{NegativeControls, VmState};
-use lab_protocol::{Command, Event, LinkFault};
+use lab_protocol::{Command, Event, LinkFault, Restart};
 use serde_json::{Value, json};
 use switch::Direction;
 
@@ -31,20 +31,50 @@ impl Inner {
             Command::VmStart { vm, host } => self.vm_start(vm, host)?,
             Command::VmShutdown { vm } => self.vm_shutdown(vm)?,
             Command::VmDestroy { vm } => self.vm_destroy(vm)?,
+            Command::VmSet {
+                vm,
+                priority,
+                order,
+                start_delay_ms,
+                best_effort,
+                from,
+            } => {
+                return self.vm_set(vm, |restart| {
+                    *restart = Restart {
+                        priority: priority.unwrap_or(restart.priority),
+                        order: order.unwrap_or(restart.order),
+                        start_delay_ms: start_delay_ms.unwrap_or(restart.start_delay_ms),
+                        best_effort: best_effort.unwrap_or(restart.best_effort),
+                        from: from.unwrap_or(restart.from),
+                    };
+                });
+            }
             Command::VmSuspend { vm } => self.vm_suspend(vm)?,
             Command::VmSnapshot {
                 vm,
                 snapshot,
                 memory,
-            } => return self.vm_snapshot(vm, snapshot.as_deref(), *memory),
+            } => {
+                let taken = self.vm_snapshot(vm, snapshot.as_deref(), *memory);
+                // The disk has another file now, or there is a later checkpoint.
+                self.prepare_restart(vm);
+                return taken;
+            }
             Command::VmSnapshots { vm } => return self.vm_snapshots(vm.as_deref()),
-            Command::VmSnapshotDelete { vm, snapshot } => self.vm_snapshot_delete(vm, snapshot)?,
+            Command::VmSnapshotDelete { vm, snapshot } => {
+                self.vm_snapshot_delete(vm, snapshot)?;
+                self.prepare_restart(vm);
+            }
             Command::VmRevert {
                 vm,
                 snapshot,
                 host,
                 cold,
-            } => self.vm_revert(vm, snapshot, host.as_deref(), *cold)?,
+            } => {
+                self.drop_restart_point(vm)?;
+                self.vm_revert(vm, snapshot, host.as_deref(), *cold)?;
+                self.prepare_restart(vm);
+            }
             Command::VmClone {
                 vm,
                 snapshot,
@@ -179,6 +209,7 @@ fn vms(state: &State, protection: Option<&BTreeMap<String, String>>) -> Vec<Valu
             "migrating_to": vm.migration.as_ref().map(|migration| &migration.to),
             "stopped": vm.stopped,
             "protection": level(name),
+            "restart": vm.restart.words(),
         })
     };
     state.vms.iter().map(vm).collect()

@@ -100,6 +100,7 @@ impl Inner {
         let cycle = self.update(|state| {
             let host = state.hosts.get_mut(&spec.name)?;
             host.cycle += 1;
+            host.events_heard = 0;
             host.heard_until_ns = self.clock.now_ns();
             host.booting = true;
             Some(host.cycle)
@@ -239,7 +240,8 @@ impl Inner {
         cycle: u32,
         stream: UnixStream,
     ) -> std::io::Result<()> {
-        let (connection, listener) = Connection::open(stream, &self.key, self.clock)?;
+        let heard = self.lock().hosts[&spec.name].events_heard;
+        let (connection, listener) = Connection::open(stream, &self.key, self.clock, heard)?;
         let current = self.update(|state| {
             let host = state.hosts.get_mut(&spec.name)?;
             (host.cycle == cycle && !state.stopping).then(|| {
@@ -251,9 +253,10 @@ impl Inner {
         if current.is_none() {
             return Ok(());
         }
-        if let Some(setup) = self.lock().pool.clone() {
-            connection.tell(host_protocol::Command::Protect(setup))?;
-        }
+        self.in_turn(|| match self.lock().pool.clone() {
+            Some(setup) => connection.tell(host_protocol::Command::Protect(setup)),
+            None => Ok(()),
+        })?;
         if current == Some(true) {
             let (inner, host) = (Arc::clone(self), spec.name.clone());
             std::thread::Builder::new()
@@ -557,6 +560,43 @@ mod tests {
             "{runs:?} {moved_ns}"
         );
         assert!((10 * MS..10_000 * MS).contains(&runs.error_ns), "{runs:?}");
+    }
+
+    #[test]
+    fn what_is_told_again_on_a_new_connection_is_recorded_once() {
+        let base = tempfile::tempdir().unwrap();
+        let lab = lab(base.path(), &[("guest", "h1")]);
+        let note = |text: &str| HostEvent::Pool {
+            mark: host_protocol::pool::PoolMark::Note,
+            vm: None,
+            about: None,
+            text: text.into(),
+        };
+        connected(&lab, "h2", status(&[]), |fake| {
+            assert_eq!(fake.heard, 0);
+            fake.report_numbered(2, note("two"));
+            fake.report_numbered(3, note("three"));
+            assert!(fake.serve_until(|fake| fake.asked == 1));
+        });
+        connected(&lab, "h2", status(&[]), |fake| {
+            assert_eq!(fake.heard, 3);
+            fake.report_numbered(3, note("three"));
+            fake.report_numbered(4, note("four"));
+            assert!(fake.serve_until(|fake| fake.asked == 1));
+        });
+        let log = base.path().join("test/events.jsonl");
+        lab.stop("test").unwrap();
+        let log = std::fs::read_to_string(log).unwrap();
+        let told: Vec<String> = log
+            .lines()
+            .filter_map(
+                |line| match serde_json::from_str::<Record>(line).unwrap().event {
+                    Event::Pool { text, .. } => Some(text),
+                    _ => None,
+                },
+            )
+            .collect();
+        assert_eq!(told, ["two", "three", "four"]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod commands;
 mod hosts;
 mod reconcile;
 pub mod records;
+mod restart_points;
 mod server;
 pub mod snapshots;
 mod state;

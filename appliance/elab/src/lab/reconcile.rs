@@ -1,8 +1,8 @@
 //! Brings the lab's view of its VMs up to date with what a host says of itself.
 //!
-//! Events tell what changes while a connection lasts. What happens while a host cannot be reached is told by nobody, so each
-//! status, and above all the first on a new connection, is held against what the events have told. Hosts could keep their
-//! events for a lab that comes back, but then a host would have to know its listeners and how far each has heard.
+//! Events tell what changes while a connection lasts. Of what happens while a host cannot be reached, the host keeps what became
+//! of VMs and of the pool, and tells it to a lab that comes back and names the last that it has heard. That may be too little, as
+//! after many events; so each status, and above all the first on a new connection, is held against what the events have told.
 
 use host_protocol::{HostStatus, VmState};
 use lab_protocol::Event;

@@ -106,7 +106,7 @@ impl Repository {
         self.path.join(format!("{}.snapshot", snapshot.uuid))
     }
 
-    fn write(&self, snapshot: &Snapshot) -> Result<()> {
+    pub(super) fn write(&self, snapshot: &Snapshot) -> Result<()> {
         let text = serde_json::to_vec_pretty(snapshot).context("cannot write JSON")?;
         let record = self.record_of(snapshot);
         write_durably(&record, &text)
@@ -115,8 +115,9 @@ impl Repository {
     }
 
     /// Holds disks that no host may open meanwhile.
-    pub(super) fn hold(&self, disks: &[Uuid]) -> Result<Guard> {
-        let guard = Guard::new(&self.path)?;
+    pub(super) fn hold(&self, lab: &Inner, disks: &[Uuid]) -> Result<Guard> {
+        let gone = lab.lock().hosts_without_power();
+        let guard = Guard::new(&self.path)?.without(gone);
         for disk in disks {
             guard.hold(&vdi::file_name(*disk))?;
         }
@@ -153,7 +154,7 @@ impl Inner {
             (true, true) => bail!("VM \"{vm}\" is off, so it has no memory to keep"),
             (true, false) => {
                 self.refuse_suspended(&config)?;
-                let _held = repository.hold(&disks)?;
+                let _held = repository.hold(self, &disks)?;
                 for (disk, copy) in disks.iter().zip(&copies) {
                     chain::snapshot(&repository.store(), *disk, *copy)?;
                 }
@@ -271,7 +272,7 @@ impl Inner {
         }
         {
             let _chains = self.lock_chains();
-            let _held = repository.hold(&disks)?;
+            let _held = repository.hold(self, &disks)?;
             for (disk, then) in disks.iter().zip(&snapshot.vm.disks) {
                 chain::revert(&repository.store(), *disk, identity(&then.uuid)?)?;
             }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io::PipeWriter;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use host_protocol::{HostStatus, VmConfig, VmId, VmState};
+use lab_protocol::Restart;
 use serde::Serialize;
 
 use super::{HostSpec, Inner};
@@ -40,6 +41,8 @@ pub(crate) struct Host {
     pub(crate) status: Option<HostStatus>,
     /// What happened there before this has been heard.
     pub(crate) heard_until_ns: u64,
+    /// The highest number of an event that was heard in this cycle.
+    pub(crate) events_heard: u64,
     /// Why it went off by itself, if it did.
     pub(crate) died: Option<String>,
 }
@@ -55,6 +58,10 @@ pub(crate) struct Move {
 #[derive(Debug)]
 pub(crate) struct Vm {
     pub(crate) config: VmConfig,
+    /// How it is restarted when its host fails.
+    pub(crate) restart: Restart,
+    /// What was prepared for going on from its last checkpoint.
+    pub(crate) restart_point: Option<host_protocol::pool::RestartPoint>,
     /// Where it runs, or was last.
     pub(crate) host: Option<String>,
     pub(crate) state: VmState,
@@ -89,6 +96,8 @@ pub(crate) struct State {
     pub(crate) migrations: u32,
     /// What each host is told after its boot, once availability is on.
     pub(crate) pool: Option<host_protocol::pool::PoolSetup>,
+    /// Held by whoever tells hosts of the pool, so that what is older never comes after what is newer.
+    pub(crate) pool_turn: Arc<Mutex<()>>,
     pub(crate) storage: Option<Arc<Process>>,
     pub(crate) storage_paused: bool,
     pub(crate) storage_ready: bool,
@@ -107,6 +116,7 @@ impl State {
             connection: None,
             status: None,
             heard_until_ns: 0,
+            events_heard: 0,
             died: None,
         };
         Self {
@@ -122,6 +132,7 @@ impl State {
             leases: BTreeMap::new(),
             migrations: 0,
             pool: None,
+            pool_turn: Arc::default(),
             storage: None,
             storage_paused: false,
             storage_ready: false,
@@ -150,6 +161,8 @@ impl Vm {
     pub(crate) fn halted(config: VmConfig) -> Self {
         Self {
             config,
+            restart: Restart::default(),
+            restart_point: None,
             host: None,
             state: VmState::Halted,
             stopped: None,

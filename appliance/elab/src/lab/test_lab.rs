@@ -62,6 +62,8 @@ pub struct FakeHost {
     pub told: Vec<host_protocol::Command>,
     /// Questions about its status that it has answered.
     pub asked: usize,
+    /// The last event that the lab said it had heard.
+    pub heard: u64,
 }
 
 impl FakeHost {
@@ -73,6 +75,7 @@ impl FakeHost {
             status,
             told: Vec::new(),
             asked: 0,
+            heard: 0,
         };
         let Some(Request::Hello { nonce, .. }) = this.next() else {
             panic!("a hello is expected")
@@ -84,9 +87,10 @@ impl FakeHost {
             mac: key.prove(Purpose::ControlHost, &nonce, &theirs),
             host: "fake".into(),
         });
-        let Some(Request::Prove { mac }) = this.next() else {
+        let Some(Request::Prove { mac, heard }) = this.next() else {
             panic!("a proof is expected")
         };
+        this.heard = heard;
         assert!(key.accepts(Purpose::ControlClient, &nonce, &theirs, &mac));
         this
     }
@@ -97,8 +101,16 @@ impl FakeHost {
     }
 
     pub fn report(&mut self, event: HostEvent) {
+        self.report_numbered(0, event);
+    }
+
+    pub fn report_numbered(&mut self, number: u64, event: HostEvent) {
         let host_ns = Self::now_ns();
-        self.send(&Notice::Event { host_ns, event });
+        self.send(&Notice::Event {
+            number,
+            host_ns,
+            event,
+        });
     }
 
     pub fn send(&mut self, notice: &Notice) {

@@ -36,8 +36,12 @@ impl Inner {
             Heard::Event {
                 t_ns,
                 error_ns,
+                number,
                 event,
             } => {
+                if !self.is_news(host, number, &event) {
+                    return;
+                }
                 if let HostEvent::Vm {
                     vm,
                     state: VmState::Starting,
@@ -46,10 +50,34 @@ impl Inner {
                     self.attach_consoles(host, [vm]);
                 }
                 if let Some(event) = self.translate(host, event) {
+                    if let Event::Pool {
+                        mark: PoolMark::Restarted,
+                        vm: Some(vm),
+                        ..
+                    } = &event
+                    {
+                        self.was_restarted(vm);
+                    }
                     self.journal.record_mapped(t_ns, error_ns, host, event);
                 }
             }
         }
+    }
+
+    /// Whether an event has not been heard before, over an earlier connection.
+    fn is_news(&self, host: &str, number: u64, event: &HostEvent) -> bool {
+        self.update(|state| {
+            let Some(entry) = state.hosts.get_mut(host) else {
+                return true;
+            };
+            if matches!(event, HostEvent::Booted { .. }) {
+                entry.events_heard = number;
+                return true;
+            }
+            let known = number != 0 && number <= entry.events_heard;
+            entry.events_heard = entry.events_heard.max(number);
+            !known
+        })
     }
 
     /// Takes note of an event and puts it into the lab's words; `None` for one about a VM the lab does not know.

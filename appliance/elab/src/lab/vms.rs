@@ -57,6 +57,7 @@ impl Inner {
         };
         if let Some(config) = records::read(&program.export, vm)? {
             self.update(|state| state.vms.insert(vm.into(), Vm::halted(config)));
+            self.protect_newcomer(vm);
         }
         Ok(())
     }

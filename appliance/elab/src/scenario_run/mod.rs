@@ -4,6 +4,7 @@
 mod adapter;
 pub mod arms;
 pub mod bisect;
+mod disks;
 pub mod many;
 pub mod merge;
 pub mod one;

@@ -14,10 +14,10 @@ use scenarios::measure::read_log;
 use scenarios::report::run::{RunReport, figures_of, steps_of};
 use scenarios::report::{self, Limits};
 use scenarios::scenario::Scenario;
-use scenarios::scenario::file::Pattern;
+use scenarios::scenario::file::{Pattern, Restart};
 use scenarios::verdict::{self, Evidence, Verdict, file_system};
 
-use super::ScenarioLab;
+use super::{ScenarioLab, disks};
 use crate::assembly::{self, Artifacts, Choices, GuestChoice};
 use crate::interrupt::Interrupts;
 use crate::join;
@@ -210,6 +210,20 @@ fn boot(order: &Order, lab: &Lab, factor: f64, progress: &dyn Fn(&str)) -> Resul
         let patience = GUEST_PATIENCE.mul_f64(factor * guests.len() as f64);
         lab.wait_for_console(guest.name.get_ref(), images::guest::READY, patience)?;
     }
+    for guest in guests {
+        let restart = guest.restart;
+        if restart == Restart::default() {
+            continue;
+        }
+        lab.execute(&Command::VmSet {
+            vm: guest.name.get_ref().clone(),
+            priority: Some(restart.priority),
+            order: Some(restart.order),
+            start_delay_ms: u32::try_from(restart.delay.0.as_millis()).ok(),
+            best_effort: Some(restart.best_effort),
+            from: Some(restart.from),
+        })?;
+    }
     if let Some(failures) = &order.scenario.pool.protect {
         lab.execute(&Command::HaEnable {
             failures: *failures.get_ref(),
@@ -276,13 +290,12 @@ fn judge(
         consoles.push((name.clone(), String::from_utf8_lossy(&text).into_owned()));
         if order.scenario.checks.file_system {
             let vhd = assembly::disk_file(folder, number);
-            let found =
-                file_system::check_vhd(&vhd, &folder.join("disk.raw")).unwrap_or_else(|error| {
-                    file_system::FileSystem {
-                        clean: false,
-                        said: error,
-                    }
-                });
+            let found = disks::check(&vhd, &folder.join("disk.raw")).unwrap_or_else(|error| {
+                file_system::FileSystem {
+                    clean: false,
+                    said: error,
+                }
+            });
             file_systems.push((name.clone(), found));
         }
     }

@@ -3,12 +3,17 @@
 //! What pools do under every fault is simulated beside the crate `pool`; here is the proof that the whole does the same, with one
 //! boot. Nothing here asserts a time: the scenario `host-pull` has limits.
 
-use elab::assembly::GUEST;
+use elab::assembly::{GUEST, disk_file};
 use lab_protocol::{Command, Event, PoolMark, Record};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::log::assert_never_two_copies;
 use crate::real_lab::{PATIENCE, RealLab};
+
+/// A guest that is made while the pool protects the first.
+const LATER: &str = "later";
+/// Its turn comes so long after the first runs.
+const DELAY_MS: u64 = 500;
 
 #[test]
 fn the_guest_of_a_pulled_host_is_restarted_with_all_that_it_had_synced() {
@@ -29,12 +34,36 @@ fn the_guest_of_a_pulled_host_is_restarted_with_all_that_it_had_synced() {
     assert_eq!(protection(&lab), "restart");
     // It has gone on: to be protected costs it nothing.
     assert_eq!(lab.guest_host().as_deref(), Some("h1"));
+    // One that comes later is protected as it comes, and its turn is after the first.
+    tell(
+        &lab,
+        json!({"command": "vm-snapshot", "vm": GUEST, "snapshot": "origin"}),
+    );
+    tell(
+        &lab,
+        json!({"command": "vm-clone", "vm": GUEST, "snapshot": "origin", "new": LATER}),
+    );
+    let order = json!({"command": "vm-set", "vm": LATER, "order": 2, "start_delay_ms": DELAY_MS});
+    assert_eq!(tell(&lab, order)["order"], 2);
+    tell(&lab, json!({"command": "vm-set", "vm": GUEST, "order": 1}));
+    tell(
+        &lab,
+        json!({"command": "vm-start", "vm": LATER, "host": "h1"}),
+    );
 
     let (before, console) = (lab.log().records().len(), lab.console_length());
     lab.pull("h1");
     let restarted = |event: &Event| matches!(event, Event::Pool { mark: PoolMark::Restarted, vm: Some(vm), .. } if vm == GUEST);
     let record = lab.log().wait(before, PATIENCE, restarted, || false);
-    assert!(record.is_some(), "nobody restarted the guest");
+    let first = record.expect("nobody restarted the guest");
+    let begun = |event: &Event| matches!(event, Event::Pool { mark: PoolMark::Restart, vm: Some(vm), .. } if vm == LATER);
+    let second = lab.log().wait(before, PATIENCE, begun, || false);
+    let second = second.expect("nobody restarted the other guest");
+    let waited_ns = second.t_ns + second.error_ns + first.error_ns - first.t_ns;
+    assert!(
+        waited_ns >= DELAY_MS * 1_000_000,
+        "it came {waited_ns} ns after the one before it"
+    );
     lab.wait_for_console(console);
     let survivor = lab.guest_host().expect("the lab sees it run");
     assert_ne!(survivor, "h1");
@@ -86,13 +115,23 @@ fn the_guest_of_a_pulled_host_is_restarted_with_all_that_it_had_synced() {
     lab.migrate("h1", false).unwrap();
     assert_eq!(lab.run("elab-disk check /root/kept 20"), "ok\n");
 
-    // The leases of disks: the pool has one of its own.
+    // Of this guest and its disk: the pool has a lease of its own, and so has the other guest.
+    let disk = disk_file(lab.lab().folder(), 1);
+    let disk = disk.file_name().unwrap().to_str().unwrap();
     let mut records = lab.log().records();
-    records.retain(
-        |record| !matches!(&record.event, Event::Lease { path, .. } if !path.ends_with(".vhd")),
-    );
+    records.retain(|record| match &record.event {
+        Event::Lease { path, .. } => path.ends_with(disk),
+        Event::FirstInstruction { vm, .. } => vm == GUEST,
+        _ => true,
+    });
     assert_never_two_copies(&records);
     lab.stop();
+}
+
+/// A command in the words of the lab's socket.
+fn tell(lab: &RealLab, command: Value) -> Value {
+    let command: Command = serde_json::from_value(command).unwrap();
+    lab.lab().execute(&command).unwrap()
 }
 
 /// The level that the lab's status shows.

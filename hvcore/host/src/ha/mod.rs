@@ -9,6 +9,7 @@ mod statelink;
 mod status;
 
 use alloc::{
+    collections::VecDeque,
     format,
     string::{String, ToString},
     vec::Vec,
@@ -16,7 +17,7 @@ use alloc::{
 
 use host_protocol::{
     HostEvent, StopReason, VmConfig, VmId,
-    pool::{HEARTBEAT_PORT, LEASE_FILE, PoolMark, PoolSetup, ProtectedVm},
+    pool::{HEARTBEAT_PORT, LEASE_FILE, MAX_VMS, PoolMark, PoolSetup, ProtectedVm},
 };
 use pool::{
     Action, Event, HostId, HostPolicy, LeaseCall, LeaseFile, MAX_HEARTBEAT, Pool, PoolConfig,
@@ -50,6 +51,15 @@ pub(crate) struct Availability {
     /// VMs that ran here before the host was told of the pool. Nobody restarts a VM of which nobody was told, so they
     /// run on, and are reported once this host is in the liveset.
     brought: Vec<bool>,
+    /// VMs that are to go on from their checkpoints, one after another; the first is being restored.
+    resuming: VecDeque<Resuming>,
+}
+
+/// A VM that is to go on from its checkpoint.
+struct Resuming {
+    vm: VmIndex,
+    attempt: u16,
+    begun: bool,
 }
 
 impl Availability {
@@ -72,11 +82,69 @@ impl Availability {
     pub fn may_host(&self, vm: VmId) -> bool {
         self.index(vm).is_none() || self.pool.may_host()
     }
+
+    /// Takes over what is told anew of the pool's VMs, and VMs that were added. `is_here`: whether one of those runs here.
+    fn amend(
+        &mut self,
+        setup: PoolSetup,
+        is_here: impl Fn(&ProtectedVm) -> bool,
+    ) -> Result<(), String> {
+        let known = &self.setup;
+        let same_pool = (&known.pool, &known.repository, &known.hosts)
+            == (&setup.pool, &setup.repository, &setup.hosts);
+        let same = |(old, new): (&ProtectedVm, &ProtectedVm)| {
+            old.config.id == new.config.id && old.config.disks == new.config.disks
+        };
+        let same_vms =
+            known.vms.len() <= setup.vms.len() && known.vms.iter().zip(&setup.vms).all(same);
+        if !same_pool || !same_vms {
+            return Err(String::from(
+                "this host is in a pool already, with other hosts or VMs; switch it off and on to put it into another",
+            ));
+        }
+        self.pool
+            .set_policies(policies(&setup)?, setup.failures_to_tolerate)
+            .map_err(|why| why.to_string())?;
+        let added = &setup.vms[known.vms.len()..];
+        self.told.extend(added.iter().map(|_| None));
+        self.attempts.extend(added.iter().map(|_| 0));
+        self.brought.extend(added.iter().map(is_here));
+        self.setup = setup;
+        Ok(())
+    }
+}
+
+/// How VMs are restarted, and places for those to come.
+fn policies(setup: &PoolSetup) -> Result<Vec<VmPolicy>, String> {
+    if setup.vms.len() > MAX_VMS {
+        return Err(format!(
+            "a pool protects {MAX_VMS} VMs at most, and these are {}",
+            setup.vms.len()
+        ));
+    }
+    let mut policies: Vec<_> = setup
+        .vms
+        .iter()
+        .map(|vm| VmPolicy {
+            name: vm.config.name.clone(),
+            memory_mib: vm.config.memory_mib,
+            disks: u8::try_from(written(&vm.config).count()).unwrap_or(u8::MAX),
+            priority: vm.priority,
+            order: vm.order,
+            start_delay_ms: vm.start_delay_ms,
+            best_effort: vm.best_effort,
+        })
+        .collect();
+    policies.resize(MAX_VMS, VmPolicy::default());
+    Ok(policies)
 }
 
 /// The library's configuration out of what the host was told.
-fn configuration(setup: &PoolSetup, key: host_protocol::auth::PoolKey) -> PoolConfig {
-    PoolConfig {
+fn configuration(
+    setup: &PoolSetup,
+    key: host_protocol::auth::PoolKey,
+) -> Result<PoolConfig, String> {
+    Ok(PoolConfig {
         pool: setup.pool,
         key,
         hosts: setup
@@ -87,23 +155,11 @@ fn configuration(setup: &PoolSetup, key: host_protocol::auth::PoolKey) -> PoolCo
                 memory_mib: host.memory_mib,
             })
             .collect(),
-        vms: setup
-            .vms
-            .iter()
-            .map(|vm| VmPolicy {
-                name: vm.config.name.clone(),
-                memory_mib: vm.config.memory_mib,
-                disks: u8::try_from(written(&vm.config).count()).unwrap_or(u8::MAX),
-                priority: vm.priority,
-                order: vm.order,
-                start_delay_ms: vm.start_delay_ms,
-                best_effort: vm.best_effort,
-            })
-            .collect(),
+        vms: policies(setup)?,
         failures_to_tolerate: setup.failures_to_tolerate,
         timing: Timing::default(),
         safeguards: Safeguards::default(),
-    }
+    })
 }
 
 /// Paths of the disks that a VM writes: those with leases of their own.
@@ -116,19 +172,14 @@ fn written(config: &VmConfig) -> impl Iterator<Item = &str> {
 }
 
 impl<P: Platform> Host<P> {
-    /// Becomes a host of a pool.
+    /// Becomes a host of a pool, or takes over what has changed in it.
     ///
     /// # Errors
     /// A sentence for people; nothing has changed then.
     pub(crate) fn protect(&mut self, setup: PoolSetup) -> Result<(), String> {
-        if let Some(availability) = &self.availability {
-            return if availability.setup == setup {
-                Ok(())
-            } else {
-                Err(String::from(
-                    "this host is in a pool already; switch it off and on to put it into another",
-                ))
-            };
+        let is_here = |of: &ProtectedVm| self.vms.iter().any(|vm| vm.config.id == of.config.id);
+        if let Some(availability) = &mut self.availability {
+            return availability.amend(setup, is_here);
         }
         let name = &self.config.name;
         let me = setup.hosts.iter().position(|host| host.name == *name);
@@ -137,10 +188,9 @@ impl<P: Platform> Host<P> {
             .map(HostId)
             .ok_or_else(|| format!("the pool has no host of this one's name, {name}"))?;
         let now = self.platform.now_ns();
-        let config = configuration(&setup, self.config.key.clone());
+        let config = configuration(&setup, self.config.key.clone())?;
         let pool = Pool::new(config, me, now).map_err(|why| why.to_string())?;
         let vms = setup.vms.len();
-        let is_here = |of: &ProtectedVm| self.vms.iter().any(|vm| vm.config.id == of.config.id);
         let brought = setup.vms.iter().map(is_here).collect();
         self.availability = Some(Availability {
             me,
@@ -152,6 +202,7 @@ impl<P: Platform> Host<P> {
             told: alloc::vec![None; vms],
             attempts: alloc::vec![0; vms],
             brought,
+            resuming: VecDeque::new(),
             setup,
         });
         Ok(())
@@ -193,6 +244,7 @@ impl<P: Platform> Host<P> {
             }
             self.do_actions(it);
         }
+        self.advance_resuming(it);
         self.report_vms(it);
         let now = self.platform.now_ns();
         if it.pool.next_deadline_ns() <= now {
@@ -226,7 +278,10 @@ impl<P: Platform> Host<P> {
             let of_id = |vm: &&Vm<P::Vm>| vm.config.id == id && !never_arrived(vm);
             let vm = self.vms.iter().rfind(of_id);
             let last = it.told[place];
+            let resumes = it.resuming.iter().any(|one| one.vm.index() == place);
             let report = match vm {
+                // It is this host's already, though it is built as one that arrives.
+                _ if resumes => Some(VmReport::Starting),
                 Some(vm) => state_of(vm, it.attempts[place]),
                 // What it ended as was said before.
                 None => last.filter(|of| matches!(of, VmReport::Off | VmReport::Failed(_))),
@@ -295,7 +350,9 @@ impl<P: Platform> Host<P> {
 
     fn start_protected(&mut self, it: &mut Availability, vm: VmIndex, attempt: u16) {
         let Some(config) = it.config(vm).cloned() else {
-            return;
+            // Another host was told of it before this one.
+            let report = Some(VmReport::Failed(attempt));
+            return it.pool.set_vm(self.platform.now_ns(), vm, report);
         };
         it.attempts[vm.index()] = attempt;
         it.brought[vm.index()] = false;
@@ -303,6 +360,66 @@ impl<P: Platform> Host<P> {
         it.told[vm.index()] = Some(VmReport::Starting);
         // Its source is gone: what has arrived of it by half is of no use.
         self.make_way_for(config.id);
+        if it.setup.vms[vm.index()].restart_point.is_some() {
+            let begun = false;
+            it.resuming.push_back(Resuming { vm, attempt, begun });
+        } else {
+            self.boot_protected(it, vm, attempt);
+        }
+    }
+
+    /// Moves on what goes on from checkpoints.
+    fn advance_resuming(&mut self, it: &mut Availability) {
+        let Some(first) = it.resuming.front_mut() else {
+            return;
+        };
+        let (vm, attempt) = (first.vm, first.attempt);
+        let protected = &it.setup.vms[vm.index()];
+        let (config, point) = (&protected.config, &protected.restart_point);
+        if !first.begun {
+            // What a client has asked for comes to its end first.
+            if !self.is_restoring() {
+                first.begun = true;
+                self.resumed_for_pool = None;
+                match point.clone() {
+                    Some(point) => self.restore_for_pool(config.clone(), point),
+                    None => {
+                        let gone = String::from("its checkpoint was taken away");
+                        self.resumed_for_pool = Some((config.id, Err(gone)));
+                    }
+                }
+            }
+            return;
+        }
+        let (id, name) = (config.id, config.name.clone());
+        let Some((_, result)) = self.resumed_for_pool.take_if(|(of, _)| *of == id) else {
+            return;
+        };
+        it.resuming.pop_front();
+        let text = match &result {
+            Ok(()) => format!(
+                "VM {name} goes on from its last checkpoint; what it wrote to its disk since is kept beside it, and not in it"
+            ),
+            Err(why) => format!("VM {name} boots instead of going on from its checkpoint: {why}"),
+        };
+        self.platform.log(&text);
+        let event = HostEvent::Pool {
+            mark: PoolMark::Note,
+            vm: Some(id),
+            about: None,
+            text,
+        };
+        self.control.report(self.platform.now_ns(), event);
+        if result.is_err() {
+            self.make_way_for(id);
+            self.boot_protected(it, vm, attempt);
+        }
+    }
+
+    fn boot_protected(&mut self, it: &mut Availability, vm: VmIndex, attempt: u16) {
+        let Some(config) = it.config(vm).cloned() else {
+            return;
+        };
         if let Err(why) = self.start(config, None) {
             self.platform.log(&why);
             let report = Some(VmReport::Failed(attempt));
@@ -313,6 +430,11 @@ impl<P: Platform> Host<P> {
 
     /// Stops a VM that others may run, without a word to the storage server.
     fn give_up(&mut self, it: &mut Availability, id: VmId, why: &str) {
+        let resuming = core::mem::take(&mut it.resuming).into_iter();
+        it.resuming = resuming
+            .filter(|one| it.config(one.vm).is_some_and(|config| config.id != id))
+            .collect();
+        self.give_up_restoring(id);
         let vm = |vm: &Vm<P::Vm>| vm.config.id == id && !matches!(vm.stage, Stage::Closing(_));
         if let Some(index) = self.vms.iter().position(vm) {
             self.forget_disks(index);

@@ -12,7 +12,7 @@ use alloc::{
 
 use vdi::{DiskId, DiskInfo, StorageError, Token};
 
-use super::Parent;
+use super::{Parent, Restoration};
 use crate::{Host, platform::Platform};
 
 /// What the name of a disk's child ends with.
@@ -180,6 +180,10 @@ impl<P: Platform> Host<P> {
 
     /// A disk was branched, or not.
     pub(crate) fn on_branched(&mut self, disk: DiskId, result: &Result<u64, StorageError>) {
+        let recall = self.restoration.as_mut().and_then(Restoration::recall);
+        if recall.is_some_and(|recall| recall.on_replaced(disk, result)) {
+            return;
+        }
         // If the VM has ended meanwhile, nobody asks.
         let _ = self.branchings().any(|one| one.on_branched(disk, result));
     }

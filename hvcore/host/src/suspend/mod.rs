@@ -22,6 +22,7 @@
 //! One operation on the disk is under way at a time: a suspended guest is in nobody's way.
 
 mod branching;
+mod recalling;
 mod reopening;
 mod restoring;
 mod saving;
@@ -170,6 +171,10 @@ impl<P: Platform> Host<P> {
             }
         };
         if self.on_child_opened(token, result) {
+            return true;
+        }
+        let recall = self.restoration.as_mut().and_then(Restoration::recall);
+        if recall.is_some_and(|recall| recall.on_opened(token, result)) {
             return true;
         }
         if let Some(suspension) = &mut self.suspension

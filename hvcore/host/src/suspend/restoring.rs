@@ -1,7 +1,8 @@
 //! Going on from a checkpoint.
 //!
 //! The VM is built as one that arrives from another host, and becomes this host's in the same way: by taking its leases
-//! at the epochs that the checkpoint names.
+//! at the epochs that the checkpoint names. One that is restarted because its host has failed gets back the disk of that
+//! moment before ([`super::recalling`]), and its lease is taken at the epoch that this has led to.
 
 use alloc::{
     format,
@@ -9,17 +10,19 @@ use alloc::{
     vec::Vec,
 };
 
-use host_protocol::Reply;
+use host_protocol::{Reply, VmConfig, VmId, pool::RestartPoint};
 use migration::{CheckpointReader, CheckpointStep, DestinationVm as _, FinalState};
 use vdi::{Access, Op, StorageError};
 
-use super::{CHUNK, HEADER, Medium, Parent, length_in, parents_in};
+use super::{CHUNK, HEADER, Medium, Parent, length_in, parents_in, recalling::Recall};
 use crate::{Host, migrate::ArrivingVm, platform::Platform, vm::Asker};
 
 #[derive(Debug)]
 enum State {
     Opening,
     ReadingHeader,
+    /// Its disk gets back what it held.
+    Recalling(Recall),
     /// What has been read is being taken in, if there is something.
     Loading,
     /// The next piece is being read.
@@ -31,9 +34,20 @@ enum State {
     Closing(Result<(), String>),
 }
 
+/// Whom the VM is restored for.
+#[derive(Clone, Debug)]
+pub(crate) enum For {
+    /// Who asked for it by command.
+    Client(Asker),
+    /// The pool, whose VM this is.
+    Pool(VmConfig, RestartPoint),
+}
+
 /// A VM that is being restored.
 pub(crate) struct Restoration {
-    asker: Asker,
+    whom: For,
+    /// The epoch at which its disk's lease is to be taken, if it is not the one in the checkpoint.
+    epoch: Option<u64>,
     pub(super) medium: Medium,
     vm: Option<u32>,
     state: State,
@@ -49,6 +63,17 @@ impl Restoration {
     /// Whether it is about this VM.
     pub fn is_of(&self, vm: u32) -> bool {
         self.vm == Some(vm)
+    }
+
+    fn is_for_pool(&self, vm: VmId) -> bool {
+        matches!(&self.whom, For::Pool(config, _) if config.id == vm)
+    }
+
+    pub(super) fn recall(&mut self) -> Option<&mut Recall> {
+        match &mut self.state {
+            State::Recalling(recall) => Some(recall),
+            _ => None,
+        }
     }
 
     fn guest<'a, P: Platform>(&'a mut self, host: &'a mut Host<P>) -> ArrivingVm<'a, P> {
@@ -89,7 +114,14 @@ impl Restoration {
                 Ok(length) => {
                     self.length = length;
                     self.parents = parents_in(&bytes);
-                    self.state = State::Loading;
+                    self.state = match &self.whom {
+                        For::Client(_) => State::Loading,
+                        For::Pool(config, point) => {
+                            let disk = config.disks.iter().find(|disk| !disk.read_only);
+                            let path = disk.map_or("", |disk| disk.path.as_str());
+                            State::Recalling(Recall::begin(host, path, point))
+                        }
+                    };
                 }
                 Err(why) => self.close(host, Err(why)),
             },
@@ -137,12 +169,21 @@ impl Restoration {
                 self.read(host, offset, left.min(CHUNK as u64), State::Reading);
             }
             CheckpointStep::Vm(config) => {
+                if let For::Pool(wanted, _) = &self.whom
+                    && (config.id != wanted.id || config.disks != wanted.disks)
+                {
+                    return Err("it is another VM's".to_string());
+                }
                 self.guest(host).build(&config)?;
                 self.state = State::Building;
             }
             CheckpointStep::Loaded => {}
-            CheckpointStep::End(state) => {
+            CheckpointStep::End(mut state) => {
                 self.check_parents(host)?;
+                if let Some(epoch) = self.epoch {
+                    let disks = state.disks.iter_mut().flatten();
+                    disks.for_each(|disk| disk.epoch = epoch);
+                }
                 let mut guest = self.guest(host);
                 guest.restore(&state.snapshot, &state.disks)?;
                 if !guest.take_lease() {
@@ -173,7 +214,15 @@ impl Restoration {
 
     /// Looks at what no answer tells.
     pub(super) fn advance<P: Platform>(&mut self, host: &mut Host<P>) -> bool {
-        match &self.state {
+        match &mut self.state {
+            State::Recalling(recall) => match recall.advance(host) {
+                Some(Ok(epoch)) => {
+                    self.epoch = Some(epoch);
+                    self.state = State::Loading;
+                }
+                Some(Err(why)) => self.close(host, Err(why)),
+                None => {}
+            },
             State::Building => match self.guest(host).is_built() {
                 Ok(true) => self.state = State::Loading,
                 Ok(false) => {}
@@ -181,11 +230,13 @@ impl Restoration {
             },
             State::Closing(result) if self.medium.is_closed() => {
                 let path = &self.medium.path;
-                let answer = result
+                let result = result
                     .clone()
-                    .map(|()| Reply::Ok)
                     .map_err(|why| format!("no VM was resumed from {path}: {why}"));
-                host.answer(self.asker, answer);
+                match &self.whom {
+                    For::Client(asker) => host.answer(*asker, result.map(|()| Reply::Ok)),
+                    For::Pool(config, _) => host.resumed_for_pool = Some((config.id, result)),
+                }
                 return false;
             }
             _ => {}
@@ -224,6 +275,9 @@ impl Restoration {
         if result.is_err() {
             self.guest(host).discard();
         }
+        if let State::Recalling(recall) = &mut self.state {
+            recall.let_go(host);
+        }
         let now = host.platform.now_ns();
         self.state = State::Closing(result);
         self.medium.close(host.storage.storage(), now);
@@ -236,11 +290,37 @@ impl<P: Platform> Host<P> {
     /// # Errors
     /// A sentence for people; nothing has changed then.
     pub(crate) fn restore(&mut self, path: String, asker: Asker) -> Result<(), String> {
-        if self.restoration.is_some() {
+        if self.is_restoring() {
             return Err(
                 "this host is resuming a VM already; ask again when that is done".to_string(),
             );
         }
+        self.begin_restoration(path, For::Client(asker));
+        Ok(())
+    }
+
+    /// Begins to restore a VM of the pool; nothing else is being restored. What came of it is in `resumed_for_pool`.
+    pub(crate) fn restore_for_pool(&mut self, config: VmConfig, point: RestartPoint) {
+        let path = point.memory.clone();
+        self.begin_restoration(path, For::Pool(config, point));
+    }
+
+    /// Whether a VM is being restored.
+    pub(crate) fn is_restoring(&self) -> bool {
+        self.restoration.is_some()
+    }
+
+    /// Another host may run this VM: it is not restored here.
+    pub(crate) fn give_up_restoring(&mut self, vm: VmId) {
+        self.with_restoration(|one, host| {
+            if one.is_for_pool(vm) && !matches!(one.state, State::Closing(_)) {
+                one.close(host, Err("the pool wants it no more".to_string()));
+            }
+            true
+        });
+    }
+
+    fn begin_restoration(&mut self, path: String, whom: For) {
         let now = self.platform.now_ns();
         // Not shared with other readers: that lease would outlast this.
         let token = self
@@ -248,7 +328,8 @@ impl<P: Platform> Host<P> {
             .storage()
             .open_disk(&path, Access::ReadWrite, now);
         self.restoration = Some(Restoration {
-            asker,
+            whom,
+            epoch: None,
             medium: Medium::new(path, token),
             vm: None,
             state: State::Opening,
@@ -257,6 +338,5 @@ impl<P: Platform> Host<P> {
             length: 0,
             read: 0,
         });
-        Ok(())
     }
 }

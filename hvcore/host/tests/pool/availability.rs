@@ -1,6 +1,9 @@
 //! A pool of whole hosts: what becomes of the guest when its host loses power, or only the network.
 
-use host_protocol::{Command, HostEvent, Reply, pool::PoolMark};
+use host_protocol::{
+    Command, HostEvent, Reply,
+    pool::{PoolMark, PoolSetup},
+};
 
 use crate::{
     MS,
@@ -27,9 +30,17 @@ fn connected(seed: u64) -> World {
 }
 
 fn form_pool(world: &mut World, work: &str) {
+    form(world, &World::pool(work));
+}
+
+pub fn tell_all(world: &mut World, setup: &PoolSetup) {
     for host in 0..2 {
-        ask(world, host, Command::Protect(World::pool(work))).unwrap();
+        ask(world, host, Command::Protect(setup.clone())).unwrap();
     }
+}
+
+fn form(world: &mut World, setup: &PoolSetup) {
+    tell_all(world, setup);
     let members = |world: &mut World, host| match ask(world, host, Command::PoolStatus) {
         Ok(Reply::Pool(status)) if status.permitted => {
             status.hosts.iter().filter(|host| host.1).count()
@@ -57,7 +68,7 @@ fn start_guest(world: &mut World, work: &str) {
     world.run_for(500 * MS).unwrap();
 }
 
-fn ask(world: &mut World, host: usize, command: Command) -> Result<Reply, String> {
+pub fn ask(world: &mut World, host: usize, command: Command) -> Result<Reply, String> {
     let number = world.clients[host].command(command);
     world.run_until(5_000 * MS, |world| {
         world.clients[host].answers.contains_key(&number)
@@ -133,6 +144,70 @@ fn a_guest_that_ran_before_the_pool_was_told_goes_on_and_is_protected() {
             .run_until(5_000 * MS, |world| world.running() == [1])
             .unwrap();
     }
+}
+
+#[test]
+fn a_client_that_was_away_hears_what_the_pool_did_meanwhile() {
+    let mut world = protected(1, "w");
+    world.clients[1].away = true;
+    world.kill(0);
+    world
+        .run_until(5_000 * MS, |world| world.running() == [1])
+        .unwrap();
+    world.run_for(200 * MS).unwrap();
+    let count = |world: &World, wanted| {
+        let marks = marks(world, 1).into_iter();
+        marks.filter(|mark| *mark == wanted).count()
+    };
+    assert_eq!(count(&world, PoolMark::Restarted), 0);
+    let joined = count(&world, PoolMark::PermitBack);
+    world.clients[1].away = false;
+    world
+        .run_until(5_000 * MS, |world| world.clients[1].proved)
+        .unwrap();
+    world.run_for(100 * MS).unwrap();
+    for wanted in [
+        PoolMark::DeclaredDead,
+        PoolMark::Liveset,
+        PoolMark::Fenced,
+        PoolMark::Restarted,
+    ] {
+        assert_eq!(count(&world, wanted), 1, "{wanted:?}");
+    }
+    assert_eq!(count(&world, PoolMark::PermitBack), joined, "told twice");
+}
+
+#[test]
+fn a_vm_that_comes_later_is_protected_from_then_on() {
+    let mut world = connected(1);
+    let full = World::pool("w");
+    let empty = PoolSetup {
+        vms: Vec::new(),
+        ..full.clone()
+    };
+    form(&mut world, &empty);
+    start_guest(&mut world, "w");
+    tell_all(&mut world, &full);
+    let mut changed = full.clone();
+    changed.vms[0].order = 3;
+    changed.vms[0].best_effort = true;
+    tell_all(&mut world, &changed);
+    world.run_for(500 * MS).unwrap();
+    match ask(&mut world, 1, Command::PoolStatus) {
+        Ok(Reply::Pool(status)) => assert_eq!(status.vms[0].2, "best effort"),
+        other => panic!("{other:?}"),
+    }
+    // Its place is its own as long as the pool lasts.
+    let mut other = full.clone();
+    other.vms[0].config.id = [8; 16];
+    for wrong in [other, empty] {
+        let why = ask(&mut world, 1, Command::Protect(wrong)).unwrap_err();
+        assert!(why.contains("in a pool already"), "{why}");
+    }
+    world.kill(0);
+    world
+        .run_until(5_000 * MS, |world| world.running() == [1])
+        .unwrap();
 }
 
 #[test]

@@ -98,6 +98,10 @@ pub struct Client {
     unsent: Vec<u8>,
     waiting: Vec<Request>,
     pub events: Vec<HostEvent>,
+    /// The highest number of an event.
+    heard: u64,
+    /// It has hung up and does not come back for now.
+    pub away: bool,
     pub answers: BTreeMap<u32, Result<Reply, String>>,
     next: u32,
 }
@@ -119,6 +123,8 @@ impl Client {
             unsent: Vec::new(),
             waiting: Vec::new(),
             events: Vec::new(),
+            heard: 0,
+            away: false,
             answers: BTreeMap::new(),
             next: 1,
         }
@@ -133,6 +139,11 @@ impl Client {
 
     pub fn poll(&mut self, endpoint: &mut Endpoint, key: &PoolKey) {
         let socket = endpoint.socket(self.socket);
+        if self.away {
+            self.proved = false;
+            socket.abort();
+            return;
+        }
         if !socket.is_open() && self.refused_by.is_none() {
             let socket = endpoint.add();
             endpoint.connect(socket, self.host, PORT);
@@ -167,10 +178,15 @@ impl Client {
                 Notice::Welcome { nonce, mac, .. } => {
                     assert!(key.accepts(Purpose::ControlHost, &NONCE, &nonce, &mac));
                     let mac = key.prove(Purpose::ControlClient, &NONCE, &nonce);
-                    codec::encode(&Request::Prove { mac }, &mut self.unsent).unwrap();
+                    let heard = self.heard;
+                    codec::encode(&Request::Prove { mac, heard }, &mut self.unsent).unwrap();
                     self.proved = true;
                 }
-                Notice::Event { event, .. } => self.events.push(event),
+                Notice::Event { number, event, .. } => {
+                    assert!(number == 0 || number > self.heard, "{event:?} came twice");
+                    self.heard = self.heard.max(number);
+                    self.events.push(event);
+                }
                 Notice::Done { number, result } => {
                     self.answers.insert(number, result);
                 }

@@ -7,6 +7,7 @@ mod lab;
 mod line;
 mod platform;
 mod program;
+mod resumed;
 mod retries;
 #[path = "../../../vdi/tests/simulation/server.rs"]
 #[allow(

@@ -10,7 +10,7 @@ use crate::{
     world::{VM, World},
 };
 
-const PATH: &str = "sr/suspend.vhd";
+pub const PATH: &str = "sr/suspend.vhd";
 /// Small, so that a short run fills several.
 const BLOCK: u32 = 4096;
 
@@ -88,7 +88,7 @@ fn a_guest_cannot_be_resumed_twice() {
 }
 
 /// Makes an empty child of the file that is called `parent` now, under the name `file`.
-fn make_child(world: &mut World, parent: &str, file: &str, of: &str) {
+pub fn make_child(world: &mut World, parent: &str, file: &str, of: &str) {
     let server = &mut world.storage.server;
     let content = server.content(parent);
     let end = Footer::parse(&content[content.len() - 512..]);
@@ -122,7 +122,7 @@ fn make_child(world: &mut World, parent: &str, file: &str, of: &str) {
 }
 
 /// What a pool does before a snapshot: an empty child of the guest's disk, and the name that its data is to keep.
-fn prepare(world: &mut World, kept: &str) {
+pub fn prepare(world: &mut World, kept: &str) {
     let file = format!("child of {kept}");
     make_child(world, "disk.vhd", &file, kept);
     let names = &mut world.storage.server.names;

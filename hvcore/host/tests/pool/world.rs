@@ -190,6 +190,7 @@ impl World {
                 order: 0,
                 start_delay_ms: 0,
                 best_effort: false,
+                restart_point: None,
             }],
             failures_to_tolerate: 1,
         }

@@ -58,11 +58,26 @@ impl Disk {
         }
     }
 
-    /// The call that puts `child` in this disk's place, if it may be put there.
+    /// The call that puts an empty child of this disk in its place.
     pub fn ask_to_branch(&self, id: DiskId, child: &Self) -> Result<Call, &'static str> {
         let Some(parent) = child.layers[0].disk.header() else {
             return Err("what is to take its place has no parent");
         };
+        if child.layers.len() < 2 || parent.parent != self.layers[0].disk.footer().uuid {
+            return Err("what is to take its place was not made from it");
+        }
+        let kept = parent.parent_name.rsplit(['/', '\\']).next();
+        self.ask_to_replace(id, child, kept.unwrap_or_default())
+    }
+
+    /// The call that puts an empty disk, such as a child of another disk, in this disk's place. The file that has it
+    /// now has the name `kept` too.
+    pub fn ask_to_replace(
+        &self,
+        id: DiskId,
+        child: &Self,
+        kept: &str,
+    ) -> Result<Call, &'static str> {
         let empty = child.layers[0]
             .disk
             .bat()
@@ -70,23 +85,18 @@ impl Disk {
         if id == self.id || !matches!(child.phase, Phase::Prepared { .. }) || !empty {
             return Err("what is to take its place is in use");
         }
-        if child.layers.len() < 2
-            || parent.parent != self.layers[0].disk.footer().uuid
-            || child.info().bytes != self.info().bytes
-            || child.dir != self.dir
-        {
+        if child.info().bytes != self.info().bytes || child.dir != self.dir {
             return Err("what is to take its place was not made from it");
         }
         if self.read_only || !self.is_settled() {
             return Err("it is not settled");
         }
-        let kept = parent.parent_name.rsplit(['/', '\\']).next();
         Ok(Call::Replace {
             object: self.layers[0].file,
             dir: self.dir,
             name: self.name.clone(),
             successor: child.name.clone(),
-            kept: kept.unwrap_or_default().to_owned(),
+            kept: kept.to_owned(),
             owner: self.owner.clone(),
             ttl_ms: self.ttl_ms,
         })
@@ -145,17 +155,23 @@ impl Disk {
         self.lose(&alloc::string::ToString::to_string(&why), cx);
     }
 
-    /// Reads through the child from now on. Its leaf has this disk's handle until it is given its own, and this disk is read by
-    /// the handle that the child had for its parent: that needs no lease. The rest of the chain is what the child has found.
+    /// Reads through the child from now on. Its leaf has this disk's handle until it is given its own. If this disk is its
+    /// parent, it is read by the handle that the child had for it: that needs no lease. The rest of the chain is what the
+    /// child has found.
     fn become_child(&mut self, child: Self) {
-        let mut chain = child.layers.into_iter();
-        let (leaf, parent) = (chain.next(), chain.next());
-        let (Some(mut leaf), Some(parent)) = (leaf, parent) else {
-            unreachable!("it was checked before it was asked for");
-        };
-        self.adopt(chain.collect());
-        leaf.file = core::mem::replace(&mut self.layers[0].file, parent.file);
-        self.layers.insert(0, leaf);
+        let mut chain = child.layers;
+        let own = self.layers[0].disk.footer().uuid;
+        let parent = chain[0].disk.header().map(|header| header.parent);
+        if parent == Some(own) && chain.len() > 1 {
+            let ancestors = chain.split_off(2);
+            self.adopt(ancestors);
+            chain[0].file = core::mem::replace(&mut self.layers[0].file, chain[1].file);
+            chain.truncate(1);
+            chain.append(&mut self.layers);
+        } else {
+            chain[0].file = self.layers[0].file;
+        }
+        self.layers = chain;
         self.tables = Tables::new(false);
         self.commit = Commit::default();
         self.allocated.clear();

@@ -402,7 +402,12 @@ impl Server {
         let epoch = held.unwrap_or(0);
         let object = text(args.object.as_bytes());
         if object.split_once('/').map(|(_, file)| file) == Some(&file) && epoch != 0 {
-            assert_eq!(self.file_of(&text(args.kept.0)), file, "it would be lost");
+            if self.file_of(&text(args.kept.0)) != file {
+                // What it holds would be lost.
+                return self.grant(&name, args.owner, args.ttl_ms, |_, _| {
+                    Err(LeaseStatus::Inval)
+                });
+            }
             let child = self.file_of(&successor);
             self.names.insert(successor, String::new());
             self.names.insert(name.clone(), child.clone());

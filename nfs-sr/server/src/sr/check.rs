@@ -16,8 +16,9 @@ use super::{
     vdi::uuid_of,
 };
 
-/// How names of records end: machines, snapshots of them, and where the memory of suspended ones is.
-const RECORDS: [&str; 3] = [".vm", ".snapshot", ".suspended"];
+/// How names end that say nothing of how disks hang together: records of machines, of snapshots of them, and of where the memory
+/// of suspended ones is; and second names of disks whose machines go on from a checkpoint when their host fails.
+const RECORDS: [&str; 4] = [".vm", ".snapshot", ".suspended", ".vhd.kept"];
 
 /// A disk of the repository.
 #[derive(Clone, Debug)]
@@ -188,7 +189,7 @@ impl Survey {
                 () if name.ends_with(".vhd.new") || name == "statefile.new" => {
                     survey.problems.push(Problem::Leftover { name })
                 }
-                // XenServer's, and the records of machines, which say nothing of how disks hang together.
+                // XenServer's, and what says nothing of how disks hang together.
                 () if name == "filelog.txt" || RECORDS.iter().any(|end| name.ends_with(end)) => {}
                 () if name.ends_with(merge::MERGED) => {
                     survey.problems.push(Problem::Merged { name })

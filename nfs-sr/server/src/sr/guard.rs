@@ -36,6 +36,7 @@ pub struct Guard {
     repository: PathBuf,
     private: PathBuf,
     way: Way,
+    gone: Vec<String>,
     held: RefCell<Vec<(String, Option<FileHandle>)>>,
 }
 
@@ -73,8 +74,17 @@ impl Guard {
             repository,
             private,
             way,
+            gone: Vec::new(),
             held: RefCell::default(),
         })
+    }
+
+    /// These owners are known to have no power: what the journal says of their leases is over. A lease's time passes without a
+    /// word in the journal.
+    #[must_use]
+    pub fn without(mut self, gone: Vec<String>) -> Self {
+        self.gone = gone;
+        self
     }
 
     /// Holds the lease of a disk; refuses if somebody else does.
@@ -108,8 +118,9 @@ impl Guard {
         };
         let holders =
             lease::holders(&self.private).map_err(|error| failed(name, io::Error::other(error)))?;
-        let owner = holders.into_iter().find(|(held, _)| *held == id);
-        Ok(owner.map(|(_, owner)| String::from_utf8_lossy(&owner).into_owned()))
+        let owners = holders.into_iter().filter(|(held, _)| *held == id);
+        let mut owners = owners.map(|(_, owner)| String::from_utf8_lossy(&owner).into_owned());
+        Ok(owners.find(|owner| !self.gone.contains(owner)))
     }
 
     fn let_go(&self) {
