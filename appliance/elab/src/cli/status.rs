@@ -101,6 +101,8 @@ pub(super) fn vms(vms: &Value) -> String {
     out
 }
 
+const NO_POOL: &str = "no host says that it is in a pool; `elab ha enable` makes one\n";
+
 /// The pool as each host sees it: one table as long as they agree.
 pub(super) fn pool(views: &Value) -> String {
     let mut out = String::new();
@@ -132,6 +134,9 @@ pub(super) fn pool(views: &Value) -> String {
             Some((_, hosts)) => hosts.push(host),
             None => shown.push((body, vec![host])),
         }
+    }
+    if shown.is_empty() {
+        let _ = write!(out, "\n{NO_POOL}");
     }
     for (body, hosts) in shown {
         let _ = write!(out, "\nas {} see it: {body}", hosts.join(", "));
@@ -169,7 +174,7 @@ fn pool_body(view: &Value) -> String {
 pub(super) fn plan(views: &Value) -> String {
     let member = |view: &&Value| view["standing"] == "member";
     let Some(view) = list(views).iter().find(member) else {
-        return "no host says that it is in a pool; `elab ha enable` makes one\n".into();
+        return NO_POOL.into();
     };
     let mut out = format!("as {} sees it: {}\n", text(&view["host"]), borne(view));
     if let Some(shortage) = view["shortage"].as_str() {
