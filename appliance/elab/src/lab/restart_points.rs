@@ -200,9 +200,9 @@ impl Inner {
         repository.write(&Snapshot {
             uuid: vdi::new_uuid().to_string(),
             name: name.clone(),
-            taken_unix_s: SystemTime::now()
+            taken_unix_ns: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
-                .map_or(0, |time| time.as_secs()),
+                .map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)),
             vm: machine,
             memory: None,
         })?;
