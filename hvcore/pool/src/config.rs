@@ -144,6 +144,8 @@ pub struct Safeguards {
     pub own_stalls_excused: bool,
     /// Heartbeats must be newer than the last, and from someone who knows of our present boot.
     pub replay_protection: bool,
+    /// A host's lives are told apart even if the statefile has not learnt of one.
+    pub lives_apart: bool,
     /// Heartbeats and slots must be sealed with the pool's key.
     pub authenticate: bool,
     /// When the coordinator is dead, another takes its place.
@@ -170,6 +172,7 @@ impl Default for Safeguards {
             peers_vouch: true,
             own_stalls_excused: true,
             replay_protection: true,
+            lives_apart: true,
             authenticate: true,
             succession: true,
             fence_first: true,

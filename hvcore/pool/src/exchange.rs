@@ -35,6 +35,8 @@ pub(crate) struct Write {
     pub sent: Option<u64>,
     /// The table in it.
     pub stamp: (u64, u32),
+    /// The incarnation in it.
+    pub incarnation: u32,
 }
 
 impl Pool {
@@ -97,6 +99,7 @@ impl Pool {
             token,
             sent: Some(self.clocks.raw()),
             stamp,
+            incarnation: self.incarnation,
         });
         self.actions.push_back(Action::WriteSlot {
             token,
@@ -105,7 +108,10 @@ impl Pool {
     }
 
     fn send_heartbeat(&mut self) {
-        if self.peers.len() == 1 {
+        // A life that nobody can find in the statefile must not be heard: the next one would take its number again, and be
+        // held for an echo of it.
+        let unwritten = self.incarnation > self.incarnation_on_disk;
+        if self.peers.len() == 1 || (unwritten && self.config.safeguards.lives_apart) {
             return;
         }
         let stamp = self.table.stamp();

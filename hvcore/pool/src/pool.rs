@@ -35,6 +35,8 @@ pub struct Pool {
     pub(crate) booted: bool,
     pub(crate) standing: Standing,
     pub(crate) incarnation: u32,
+    /// The newest that is in our slot.
+    pub(crate) incarnation_on_disk: u32,
     pub(crate) sequence: u64,
     pub(crate) table: Table,
     /// The highest generation anybody was heard to be in.
@@ -102,6 +104,7 @@ impl Pool {
             booted: false,
             standing: Standing::Joining,
             incarnation: 1,
+            incarnation_on_disk: 0,
             sequence: 0,
             newest_generation: 0,
             sent: VecDeque::new(),
@@ -245,12 +248,8 @@ impl Pool {
         let steady = self.clocks.steady();
         let from = heartbeat.report.from;
         let of_me = heartbeat.heard[self.me.index()];
-        if of_me.incarnation > self.incarnation && self.standing == Standing::Joining {
-            // It remembers an earlier life of ours that our slot does not tell of.
-            self.incarnation = of_me.incarnation + 1;
-            self.hurry();
-        }
-        let knows_me = of_me.incarnation == self.incarnation;
+        let knows_me = of_me.incarnation == self.incarnation && of_me.sequence <= self.sequence;
+        self.recall(of_me);
         let vouches = knows_me || !self.config.safeguards.replay_protection;
         let sent = self
             .sent
@@ -282,6 +281,21 @@ impl Pool {
             }
         }
         self.take_report(heartbeat.report);
+    }
+
+    /// Somebody knows this of us. It may be of an earlier life of which our slot does not tell, or told too late: what we say next
+    /// is newer.
+    fn recall(&mut self, of_me: Heard) {
+        if of_me.incarnation > self.incarnation && self.standing == Standing::Joining {
+            self.incarnation = of_me.incarnation + 1;
+            self.hurry();
+        } else if of_me.incarnation == self.incarnation
+            && of_me.sequence > self.sequence
+            && self.config.safeguards.lives_apart
+        {
+            self.sequence = of_me.sequence;
+            self.hurry();
+        }
     }
 
     /// Takes in slots that were read, from the first one asked for; `None` if the read failed.
@@ -319,6 +333,9 @@ impl Pool {
                         sequence: report.sequence,
                     };
                     self.peers[index].on_slot(block, slot, look.sent, steady);
+                    if host == self.me && self.booted {
+                        self.recall(slot);
+                    }
                     self.take_report(report);
                 }
                 Ok(Some(_)) => {
@@ -354,6 +371,10 @@ impl Pool {
             }
             if let Some(sent) = write.sent {
                 self.after_write(sent);
+            }
+            if write.incarnation > self.incarnation_on_disk {
+                self.incarnation_on_disk = write.incarnation;
+                self.heartbeat_due = self.clocks.steady();
             }
             self.announced(write.stamp);
         }

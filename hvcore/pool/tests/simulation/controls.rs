@@ -13,6 +13,7 @@
 //! | nobody is given up for being slow, or for a clock | `run_ms` and `dead_ms`, one's own stalls |
 //! | a host without storage fences itself | `storage_ms` |
 //! | strangers and echoes are not believed | replays, the seal |
+//! | a host that boots anew is let in | lives told apart |
 
 use pool::{Safeguards, Timing};
 
@@ -100,6 +101,15 @@ fn a_pool_that_waits_less_gives_up_slow_hosts() {
 fn a_host_that_waits_longer_for_its_storage_does_not_fence_itself() {
     let expected = "did not fence itself";
     breaks_timed(Case::StorageCut, |it| it.storage_ms = 20_000, expected);
+}
+
+#[test]
+fn without_telling_lives_apart_a_host_that_boots_anew_is_not_let_in() {
+    breaks_small(
+        found::boots_anew_after_an_unwritten_life,
+        |it| it.lives_apart = false,
+        "it is not let in",
+    );
 }
 
 #[test]

@@ -150,6 +150,24 @@ pub fn destination_dies_in_the_hand_over(seed: u64, safeguards: Safeguards) -> R
     must(world.now < known + SECOND / 2, "it took long")
 }
 
+/// A host that was excluded asks to be let in while the storage fails for all, so its slot does not tell of that; then it loses power. Its next
+/// life is another one to all who have heard of the last.
+pub fn boots_anew_after_an_unwritten_life(seed: u64, safeguards: Safeguards) -> Result<(), String> {
+    let mut world = pool_with(seed, 2, 0, safeguards);
+    world.freeze(1, 2 * SECOND);
+    pass(&mut world, 1900 * MS);
+    world.storage_outage(true);
+    pass(&mut world, 8 * SECOND);
+    world.pull(1);
+    world.storage_outage(false);
+    pass(&mut world, SECOND);
+    world.boot(1);
+    pass(&mut world, 2 * SECOND);
+    let pool = world.hosts[0].pool.as_ref().expect("it has power");
+    let members = pool.status().hosts;
+    must(members.iter().all(|host| host.member), "it is not let in")
+}
+
 #[test]
 fn what_each_safeguard_is_for_does_not_happen_with_all_of_them() {
     for seed in 0..20 {
@@ -159,6 +177,7 @@ fn what_each_safeguard_is_for_does_not_happen_with_all_of_them() {
             generation_without_a_table,
             sign_after_the_end,
             destination_dies_in_the_hand_over,
+            boots_anew_after_an_unwritten_life,
         ] {
             let result = scenario(seed, Safeguards::default());
             assert_eq!(result, Ok(()), "seed {seed}");
