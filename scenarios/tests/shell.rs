@@ -1,16 +1,13 @@
 //! A shell in the guest, against an SSH server that prints what it is sent.
 
-use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+mod ssh;
+
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use russh::keys::key::safe_rng;
-use russh::keys::ssh_key::LineEnding;
-use russh::keys::{Algorithm, PrivateKey};
 use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId};
-use scenarios::session::{Access, Said, Shell, Stream};
+use scenarios::session::{Said, Shell};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -55,36 +52,10 @@ impl Handler for Echo {
 #[test]
 fn what_is_typed_is_printed_and_the_end_is_told() {
     let folder = tempfile::tempdir().expect("a folder");
-    let key = || PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).expect("a key");
-    let (host_key, user_key) = (key(), key());
-    let user_file = folder.path().join("id");
-    user_key
-        .write_openssh_file(&user_file, LineEnding::LF)
-        .expect("written");
-    let host_line = host_key.public_key().to_openssh().expect("a line");
-    let (ours, theirs) = UnixStream::pair().expect("a pair");
-    let configuration = Arc::new(russh::server::Config {
-        keys: vec![host_key],
-        ..russh::server::Config::default()
-    });
-    let serving = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime");
-        runtime.block_on(async {
-            theirs.set_nonblocking(true).expect("a mode");
-            let stream = tokio::net::UnixStream::from_std(theirs).expect("a stream");
-            let session = russh::server::run_stream(configuration, stream, Echo).await;
-            // It ends with the connection, however that ends.
-            let _ = session.expect("a session").await;
-        });
-    });
-
-    let access = Access::new("root", &user_file, &host_line).expect("keys");
+    let (stream, access, serving) = ssh::serve(folder.path(), Echo);
     let (said, heard) = channel();
     let begun = Instant::now();
-    let shell = Shell::start(Stream::Unix(ours), access, (24, 80), move |what| {
+    let shell = Shell::start(stream, access, (24, 80), move |what| {
         // The test may be over.
         let _ = said.send(what);
     })

@@ -1,18 +1,16 @@
 //! The typist against the real spreadsheet, behind an SSH server that can misbehave: what it reports must be what
 //! was done to it.
 
-use std::os::unix::net::UnixStream;
+mod ssh;
+
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use lab_protocol::Event;
-use russh::keys::key::safe_rng;
-use russh::keys::ssh_key::LineEnding;
-use russh::keys::{Algorithm, PrivateKey};
 use russh::server::{Auth, ChannelOpenHandle, Handle, Handler, Msg, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId};
-use scenarios::session::{Access, SessionConfig, SessionError, Stream, Summary, Typist};
+use scenarios::session::{SessionConfig, SessionError, Summary, Typist};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{ChildStdin, Command};
 
@@ -155,15 +153,6 @@ impl Handler for Server {
 /// Types one document of two rows against a server with a fault.
 fn type_against(fault: Fault) -> (Result<Summary, SessionError>, Vec<Event>) {
     let folder = tempfile::tempdir().expect("a folder");
-    let key = || PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).expect("a key");
-    let (host_key, user_key) = (key(), key());
-    let user_file = folder.path().join("id");
-    user_key
-        .write_openssh_file(&user_file, LineEnding::LF)
-        .expect("written");
-    let host_line = host_key.public_key().to_openssh().expect("a line");
-
-    let (ours, theirs) = UnixStream::pair().expect("a pair");
     let server = Server {
         fault,
         keys: 0,
@@ -171,31 +160,13 @@ fn type_against(fault: Fault) -> (Result<Summary, SessionError>, Vec<Event>) {
         input: None,
         folder: folder.path().to_owned(),
     };
-    let configuration = Arc::new(russh::server::Config {
-        keys: vec![host_key],
-        auth_rejection_time: Duration::ZERO,
-        ..russh::server::Config::default()
-    });
-    let serving = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime");
-        runtime.block_on(async {
-            theirs.set_nonblocking(true).expect("a mode");
-            let stream = tokio::net::UnixStream::from_std(theirs).expect("a stream");
-            if let Ok(session) = russh::server::run_stream(configuration, stream, server).await {
-                // How it ends is the typist's to judge.
-                let _ = session.await;
-            }
-        });
-    });
+    let (stream, access, serving) = ssh::serve(folder.path(), server);
 
     let events = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&events);
     let config = SessionConfig {
         vm: "g1".into(),
-        access: Access::new("root", &user_file, &host_line).expect("keys"),
+        access,
         folder: folder.path().display().to_string(),
         rows: 2,
         seed: 1,
@@ -204,7 +175,7 @@ fn type_against(fault: Fault) -> (Result<Summary, SessionError>, Vec<Event>) {
         patience: Duration::from_secs(20),
         recording: None,
     };
-    let typist = Typist::start(Stream::Unix(ours), config, move |event| {
+    let typist = Typist::start(stream, config, move |event| {
         log.lock().expect("not poisoned").push(event);
     })
     .expect("a thread");

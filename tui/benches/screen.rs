@@ -18,28 +18,6 @@ use tui::log::Log;
 
 const REPEATS: usize = 15;
 
-fn story() -> Story {
-    let mut story = Story::begin(4, 20);
-    for second in 4..64 {
-        story.probe(second, 0..0);
-        story.count(second, 4, 3);
-        story.report(second, 4, 20);
-        for tenth in 0..10 {
-            let key = u32::try_from(second * 10 + tenth).expect("few");
-            story.key(key, second * 1000 + tenth * 100, "k", Some(9));
-        }
-    }
-    for number in 0..10 {
-        let (from, to) = if number % 2 == 0 {
-            ("h1", "h2")
-        } else {
-            ("h2", "h1")
-        };
-        story.migrate(number + 1, 5000 + u64::from(number) * 5000, from, to);
-    }
-    story.in_order()
-}
-
 fn app(log: Log) -> App {
     let mode = Mode::Live {
         ahead_ns: 64_000_000_000,
@@ -66,7 +44,7 @@ fn time(work: impl FnOnce()) -> Duration {
 
 fn main() {
     println!("{:<44} {:>8} {:>8} {:>8}", "", "least", "median", "most");
-    let bytes = story().bytes();
+    let bytes = Story::busy(4, 20).bytes();
     let mut terminal = Terminal::new(TestBackend::new(200, 60)).expect("a test's terminal");
     let first = (0..REPEATS).map(|_| {
         let bytes = bytes.clone();

@@ -12,8 +12,8 @@ const WORDS: &[(&str, &[&str])] = &[
     (
         "",
         &[
-            "host", "vm", "link", "sr", "ha", "mark", "run", "export", "import", "down", "view",
-            "quit", "help",
+            "host", "vm", "template", "link", "sr", "ha", "mark", "run", "export", "import",
+            "down", "view", "quit", "help",
         ],
     ),
     ("host", &["power-on", "power-off", "pull", "freeze", "thaw"]),
@@ -34,7 +34,11 @@ const WORDS: &[(&str, &[&str])] = &[
         ],
     ),
     ("link", &["set", "heal"]),
-    ("sr", &["pause", "resume", "kill", "start", "fault"]),
+    ("template", &["create", "delete"]),
+    (
+        "sr",
+        &["pause", "resume", "kill", "start", "fault", "coalesce"],
+    ),
     ("ha", &["enable"]),
     (
         "view",
@@ -87,6 +91,8 @@ pub fn parse(line: &str) -> Result<Typed, String> {
         | ["import", _, ..]
         | ["export", _, _, ..]
         | ["vm", "snapshot" | "checkpoint", _, ..]
+        | ["template", "create", _, "--from", _, ..]
+        | ["template", "delete", _]
         | ["vm", "revert" | "clone" | "delete-snapshot", _, _, ..] => {
             return Ok(Typed::Program(
                 words.iter().map(|word| owned(word)).collect(),
@@ -132,6 +138,7 @@ pub fn parse(line: &str) -> Result<Typed, String> {
         ["sr", "resume"] => Command::StorageResume,
         ["sr", "kill"] => Command::StorageKill,
         ["sr", "start"] => Command::StorageStart,
+        ["sr", "coalesce"] => Command::StorageCoalesce,
         ["sr", "fault", fault] => Command::StorageFault {
             fault: fault.parse()?,
         },
@@ -154,7 +161,7 @@ pub fn migrate(vm: &str, to: &str, verify: bool) -> Command {
 
 /// Adds what a command needs beside what people type: which lab, and that its progress be told.
 pub fn complete_program(words: &mut Vec<String>, lab: &str) {
-    let (Some("export" | "import" | "vm"), false) = (
+    let (Some("export" | "import" | "vm" | "template"), false) = (
         words.first().map(String::as_str),
         words
             .iter()
@@ -194,6 +201,8 @@ fn usage(words: &[&str]) -> String {
                 ("host", _) => "give the name of a host, as in host pull h1",
                 ("vm", "start") => "as in vm start session --host h1",
                 ("vm", "migrate") => "as in vm migrate session h2",
+                ("template", "create") => "as in template create small --from session",
+                ("template", _) => "give the name of a template",
                 ("vm", "clone") => "as in vm clone session other",
                 ("vm", "revert" | "delete-snapshot") => "give a VM and the name of its snapshot",
                 ("vm", _) => "give the name of a VM",
@@ -242,6 +251,9 @@ pub fn complete(line: &str, hosts: &[&str], vms: &[&str]) -> Vec<String> {
         | ["vm", "start", _, "--host"]
         | ["vm", "resume", _, "--on"] => names(hosts),
         ["vm", "resume", _] => names(&["--on"]),
+        ["template", "create", _] => names(&["--from"]),
+        ["template", "create", _, "--from"] => names(vms),
+        ["template", _] => Vec::new(),
         ["vm", "start", _] => names(&["--host"]),
         ["vm", "stop", _] => names(&["--force"]),
         ["vm", "migrate", _, _] => names(&["--verify"]),
@@ -299,6 +311,7 @@ pub fn words(command: &Command) -> String {
         Command::StorageResume => "sr resume".into(),
         Command::StorageKill => "sr kill".into(),
         Command::StorageStart => "sr start".into(),
+        Command::StorageCoalesce => "sr coalesce".into(),
         Command::StorageFault { fault } => format!("sr fault {}", fault.name()),
         Command::Mark { text } => format!("mark {text}"),
         // What has no words of its own is shown as it is sent.
@@ -416,6 +429,7 @@ mod tests {
                 fault: DiskFault::ALL[at]
             }),
             name().prop_map(|link| Command::LinkHeal { link }),
+            Just(Command::StorageCoalesce),
             any::<u8>().prop_map(|failures| Command::HaEnable { failures }),
             "[a-z]+( [a-z]+){0,3}".prop_map(|text| Command::Mark { text }),
         ]
@@ -444,6 +458,7 @@ mod tests {
     #[case("link set h1:mgmt --delay 20", "--delay 20: give a number with a unit")]
     #[case("link set h1:mgmt --loss 2", "--loss 2: a share from 0 to 1")]
     #[case("sr fault", "sr fault eio-read")]
+    #[case("template create small", "--from session")]
     #[case("sr fault wet", "eio-fsync")]
     #[case("export session", "session.xva")]
     #[case("view moon", "overview")]
@@ -456,6 +471,7 @@ mod tests {
     #[case("export session s.xva", "export session s.xva --name demo")]
     #[case("vm clone session other", "vm clone session other --name demo")]
     #[case("import s.xva --sr /sr", "import s.xva --sr /sr")]
+    #[case("template delete small", "template delete small --name demo")]
     #[case("run cut-while-moving", "run cut-while-moving")]
     fn what_runs_beside_the_screen_is_about_this_lab(#[case] line: &str, #[case] run: &str) {
         let Ok(Typed::Program(mut words)) = parse(line) else {

@@ -87,6 +87,8 @@ pub enum Action {
     Record,
     /// Run a scenario.
     RunScenario,
+    /// End a command that runs beside this screen.
+    CancelRun,
     /// Compare two runs.
     Compare,
     /// Open a run's report.
@@ -438,6 +440,13 @@ pub const TABLE: &[Row] = &[
         "run-scenario",
         &["R"],
         "run a scenario in a lab of its own",
+        Group::Act,
+    ),
+    row(
+        Action::CancelRun,
+        "cancel-run",
+        &["X"],
+        "cancel what was begun here and runs beside",
         Group::Act,
     ),
     row(

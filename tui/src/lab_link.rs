@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use lab_protocol::{Command, Connection, ExecuteError};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::app::Input;
 use crate::command;
@@ -81,11 +81,21 @@ fn execute(
     }
     result.map(|value| match value {
         Value::Null => String::new(),
-        Value::Object(fields) => fields
-            .iter()
-            .map(|(name, value)| format!("{name} {value}"))
-            .collect::<Vec<_>>()
-            .join(", "),
+        Value::Object(fields) => in_words(&fields),
+        Value::String(text) => text,
         other => other.to_string(),
     })
+}
+
+/// The fields of an answer; what is no single figure or word is for programs.
+fn in_words(fields: &Map<String, Value>) -> String {
+    let words = fields.iter().filter_map(|(name, value)| {
+        let value = match value {
+            Value::String(text) => text.clone(),
+            Value::Number(_) | Value::Bool(_) => value.to_string(),
+            Value::Null | Value::Array(_) | Value::Object(_) => return None,
+        };
+        Some(format!("{} {value}", name.replace('_', " ")))
+    });
+    words.collect::<Vec<_>>().join(", ")
 }

@@ -21,6 +21,7 @@ mod terminal;
 pub mod theme;
 pub mod view;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{self, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +32,7 @@ use anyhow::{Context, Result};
 use lab_protocol::Command;
 
 use app::{App, Effect, Input, Mode};
+use beside::Beside;
 use config::Config;
 use lab_link::LabLink;
 use log::Log;
@@ -54,12 +56,12 @@ pub struct Options {
 }
 
 /// How it ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Left {
-    /// The lab, if there is one, stays up.
-    Up,
-    /// The lab was told to end.
-    Down,
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// The lab was told to end. Else, if there is one, it stays up.
+    pub down: bool,
+    /// Commands that go on without the screen, and where they print.
+    pub running: Vec<(String, PathBuf)>,
 }
 
 /// Shows a run until its user leaves, the terminal is gone, or `stop` is set. A lab that runs is shown live, a finished one
@@ -75,7 +77,7 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Left> {
     let ended = show(options, &mut shown, &mut screen, &inputs, &incoming, stop);
     // Drawing fails, too, when nobody is there to see it.
     if ended.is_err() && terminal::is_gone()? {
-        return Ok(Left::Up);
+        return Ok(Left::default());
     }
     ended
 }
@@ -92,6 +94,7 @@ fn show(
     let now = || u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
     let mut dirty = true;
     let mut drawn = Instant::now() - FRAME;
+    let mut beside: BTreeMap<String, Beside> = BTreeMap::new();
     while !stop.load(Ordering::Relaxed) && !terminal::is_gone()? {
         if dirty && drawn.elapsed() >= FRAME {
             draw(screen, &mut shown.app)?;
@@ -128,13 +131,21 @@ fn show(
                 Effect::Open(folder) => shown.switch_to(options, &folder, inputs, now()),
                 Effect::OpenReport(path) => open_report(&path, &mut shown.app),
                 Effect::SaveRecording { from_ns, to_ns } => shown.save_recording(from_ns, to_ns),
-                Effect::Run(words) => {
-                    if let Err(error) = beside::start(&words, &options.runs, inputs.clone()) {
+                Effect::Run(words) => match beside::start(&words, &options.runs, inputs.clone()) {
+                    Ok(started) => {
+                        beside.insert(words.join(" "), started);
+                    }
+                    Err(error) => {
                         let failed = Input::Answer {
                             words: words.join(" "),
                             result: Err(error.to_string()),
                         };
                         shown.app.update(failed, now());
+                    }
+                },
+                Effect::CancelRun(words) => {
+                    if let Some(running) = beside.get(&words) {
+                        running.cancel();
                     }
                 }
                 Effect::OpenShell { rows, columns } => {
@@ -152,7 +163,14 @@ fn show(
                         shell.type_keys(bytes);
                     }
                 }
-                Effect::Leave { down } => return Ok(shown.leave(down)),
+                Effect::Leave { down } => {
+                    let jobs = shown.app.jobs.iter();
+                    let running = jobs.filter_map(|job| beside.remove_entry(&job.words));
+                    return Ok(Left {
+                        running: running.map(|(words, one)| (words, one.output)).collect(),
+                        down: shown.leave(down),
+                    });
+                }
             }
         }
         if typed {
@@ -162,7 +180,7 @@ fn show(
             dirty = false;
         }
     }
-    Ok(Left::Up)
+    Ok(Left::default())
 }
 
 fn draw(screen: &mut Screen, app: &mut App) -> Result<()> {
@@ -276,11 +294,14 @@ impl Shown {
             self.app.mode,
             Mode::Live { .. } | Mode::Replay { playing: true, .. }
         );
+        let said = self.app.toast.is_some();
         self.app.update(Input::Tick, now_ns);
         if printed.console {
             self.app.console_printed();
         }
-        Ok(grown || self.app.is_behind() || moving || printed != run_folder::Printed::default())
+        // A message that has been shown for long enough goes, also when nothing else happens.
+        let changed = grown || printed.any() || said != self.app.toast.is_some();
+        Ok(changed || self.app.is_behind() || moving)
     }
 
     fn send(&mut self, command: Command) {
@@ -306,6 +327,8 @@ impl Shown {
                 if let Mode::Live { ahead_ns } = &mut other.app.mode {
                     *ahead_ns -= i128::from(now_ns);
                 }
+                // What runs beside the screen belongs to no run.
+                other.app.jobs = std::mem::take(&mut self.app.jobs);
                 *self = other;
             }
             Err(error) => self.app.say(app::Level::Failed, format!("{error:#}")),
@@ -323,11 +346,8 @@ impl Shown {
         }
     }
 
-    fn leave(&self, down: bool) -> Left {
-        // A lab that has just ended by itself is as well down.
-        if down && lab_link::ask(&self.folder, &Command::Down).is_ok() {
-            return Left::Down;
-        }
-        Left::Up
+    /// Ends the lab if that is wanted; says whether it was told. One that has just ended by itself is as well down.
+    fn leave(&self, down: bool) -> bool {
+        down && lab_link::ask(&self.folder, &Command::Down).is_ok()
     }
 }

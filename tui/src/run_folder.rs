@@ -196,6 +196,14 @@ pub struct Printed {
     pub console: bool,
 }
 
+impl Printed {
+    /// Whether anything did.
+    #[must_use]
+    pub fn any(self) -> bool {
+        self.session || self.console
+    }
+}
+
 /// The runs below `base`, the newest first.
 ///
 /// # Errors

@@ -431,21 +431,96 @@ fn one_types_in_the_guest_and_sees_ones_own_latency() {
 
 #[test]
 fn what_the_pool_can_bear_is_on_the_overview() {
-    let mut story = demo();
+    let story = demo();
     assert!(text(&mut live(&story, &Config::default()), 80, 24).contains("elab ha enable"));
-    let event = Event::Pool {
-        host: "h1".into(),
-        mark: PoolMark::Protection,
-        vm: None,
-        about: None,
-        text: "the pool can bear 1 host failures".into(),
+    for (words, colour) in [
+        ("the pool can bear 1 host failure", Color::Green),
+        ("the pool can bear 0 host failures", Color::Yellow),
+        (
+            "the pool can bear 1 host failure; with 2, there is no room",
+            Color::Yellow,
+        ),
+    ] {
+        let mut story = demo();
+        let event = Event::Pool {
+            host: "h1".into(),
+            mark: PoolMark::Protection,
+            vm: None,
+            about: None,
+            text: words.into(),
+        };
+        story.say(11_600, "h1", event);
+        let mut app = live(&story, &Config::default());
+        let terminal = screen(&mut app, 80, 24);
+        let buffer = terminal.backend().buffer();
+        let shown = buffer.content().chunks(80).map(|row| {
+            let text: String = row.iter().map(ratatui::buffer::Cell::symbol).collect();
+            (text, row)
+        });
+        let at = |(text, row): (String, &[ratatui::buffer::Cell])| {
+            let cells = text.find(words)?;
+            (text.starts_with("  pool")).then(|| row[cells].fg)
+        };
+        assert_eq!(
+            shown.filter_map(at).collect::<Vec<_>>(),
+            [colour],
+            "{words}"
+        );
+    }
+}
+
+#[test]
+fn what_disks_take_stands_beside_who_holds_them() {
+    let mut story = demo();
+    let released = Event::Lease {
+        path: "sr/2f3d8a41-0000.vhd".into(),
+        epoch: 2,
+        owner: "h2".into(),
+        change: "released".into(),
     };
-    story.say(11_600, "h1", event);
-    let shown = text(&mut live(&story, &Config::default()), 80, 24);
-    assert!(
-        shown.contains("the pool can bear 1 host failures"),
-        "{shown}"
-    );
+    let mut app = live(&story, &Config::default());
+    press(&mut app, "5");
+    let shown = text(&mut app, 80, 24);
+    for words in [
+        "2 disks use 445 MiB of 2.0 GiB, longest chain 2, 54.0 GiB free",
+        "base copy",
+        "session@before",
+        "acquired",
+    ] {
+        assert!(shown.contains(words), "{words}: {shown}");
+    }
+    story.say(11_700, "storage", released);
+    let mut app = live(&story, &Config::default());
+    press(&mut app, "5");
+    assert!(text(&mut app, 80, 24).contains("2 h2     released"));
+}
+
+#[test]
+fn what_runs_beside_the_screen_can_be_cancelled() {
+    let mut app = demo_app();
+    assert_eq!(press(&mut app, "X"), []);
+    assert!(text(&mut app, 80, 24).contains("no command runs beside this screen"));
+    press(&mut app, "Rdemo\n");
+    app.update(Input::Tick, 6 * S);
+    assert!(text(&mut app, 80, 24).contains("elab run demo: under way  X cancels"));
+    assert_eq!(press(&mut app, "X"), []);
+    assert!(text(&mut app, 80, 24).contains("Cancel elab run demo?"));
+    let cancel = |words: &str| Effect::CancelRun(words.into());
+    assert_eq!(press(&mut app, "n"), []);
+    assert_eq!(press(&mut app, "Xy"), [cancel("run demo")]);
+    assert!(text(&mut app, 80, 24).contains("elab run demo: ending"));
+    assert_eq!(press(&mut app, "Xy"), [cancel("run demo")], "now at once");
+
+    press(&mut app, "Rquiet\n");
+    press(&mut app, "X");
+    assert_eq!(press(&mut app, "j\n"), [cancel("run quiet")]);
+    for words in ["run demo", "run quiet"] {
+        let result = Ok("cancelled".into());
+        let words = words.to_owned();
+        app.update(Input::Answer { words, result }, 7 * S);
+    }
+    assert!(text(&mut app, 80, 24).contains("elab run quiet: cancelled"));
+    assert_eq!(app.jobs, []);
 }
 
 #[test]
@@ -500,7 +575,8 @@ fn a_replay_shows_the_run_as_it_was() {
 fn the_help_is_the_table() {
     let mut app = demo_app();
     press(&mut app, "?");
-    assert_snapshot!(text(&mut app, 80, 60));
+    assert_snapshot!(text(&mut app, 80, 80));
+    assert_snapshot!("help_in_two_columns", text(&mut app, 120, 40));
     press(&mut app, "?");
     assert_eq!(app.overlay, None);
 }

@@ -1,168 +1,22 @@
 //! `elab tui` in a terminal of its own: the real program, its screen as a terminal shows it, and the terminal afterwards.
 
 mod stand_in;
+mod terminal;
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use elab::lab::Lab;
+use formats::vm::{Disk, Vm};
 use lab_protocol::Command as LabCommand;
-use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
+use nfs_sr::sr::{store::Directory, vdi};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
+use nix::sys::stat::Mode;
+use vhd::DiskKind;
 
-use stand_in::{PATIENCE, Sleeper, config, eventually, power_on, processes, runs};
-
-/// A program in a terminal. What it prints is read when it is waited for, in this thread: nobody else holds our side open.
-struct Terminal {
-    child: Child,
-    ours: Option<PtyMaster>,
-    theirs: File,
-    screen: vt100::Parser,
-    raw: Vec<u8>,
-}
-
-fn size(rows: u16, columns: u16) -> Winsize {
-    Winsize {
-        ws_row: rows,
-        ws_col: columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    }
-}
-
-impl Terminal {
-    fn start(folder: &Path, arguments: &[&str]) -> Self {
-        // A program that held our side as well would never see it close.
-        let ours = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
-        grantpt(&ours).unwrap();
-        unlockpt(&ours).unwrap();
-        let theirs = File::options()
-            .read(true)
-            .write(true)
-            .custom_flags(OFlag::O_NOCTTY.bits())
-            .open(ptsname_r(&ours).unwrap())
-            .unwrap();
-        tcsetwinsize(&theirs, size(30, 100)).unwrap();
-        let stdio = || Stdio::from(theirs.try_clone().unwrap());
-        let child = Command::new(env!("CARGO_BIN_EXE_elab"))
-            .arg("tui")
-            .args(arguments)
-            .current_dir(folder)
-            .env("TERM", "xterm-256color")
-            .env_remove("NO_COLOR")
-            .stdin(stdio())
-            .stdout(stdio())
-            .stderr(stdio())
-            .spawn()
-            .unwrap();
-        Self {
-            child,
-            ours: Some(ours),
-            theirs,
-            screen: vt100::Parser::new(30, 100, 0),
-            raw: Vec::new(),
-        }
-    }
-
-    fn ours(&mut self) -> &mut PtyMaster {
-        self.ours.as_mut().expect("it has not hung up")
-    }
-
-    fn hang_up(&mut self) {
-        self.ours = None;
-    }
-
-    /// Takes what the program has printed, if it prints anything in time.
-    fn read(&mut self, patience: Duration) -> bool {
-        let ours = self.ours();
-        let mut fds = [PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
-        let patience = PollTimeout::try_from(patience).unwrap();
-        if poll(&mut fds, patience).unwrap() == 0 {
-            return false;
-        }
-        let mut bytes = [0; 4096];
-        let count = ours.read(&mut bytes).unwrap();
-        self.screen.process(&bytes[..count]);
-        self.raw.extend(&bytes[..count]);
-        true
-    }
-
-    fn type_keys(&mut self, keys: &str) {
-        self.ours().write_all(keys.as_bytes()).unwrap();
-    }
-
-    fn resize(&mut self, rows: u16, columns: u16) {
-        self.screen.screen_mut().set_size(rows, columns);
-        tcsetwinsize(&self.theirs, size(rows, columns)).unwrap();
-        // The kernel tells the terminal's foreground processes, of which a pipe-like terminal without a session has none.
-        kill(self.pid(), Signal::SIGWINCH).unwrap();
-    }
-
-    fn pid(&self) -> Pid {
-        Pid::from_raw(i32::try_from(self.child.id()).unwrap())
-    }
-
-    /// Waits until the screen shows a text.
-    fn expect(&mut self, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
-        while !self.screen.screen().contents().contains(text) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            assert!(
-                self.read(left),
-                "{text:?} is not on the screen:\n{}",
-                self.screen.screen().contents()
-            );
-        }
-    }
-
-    /// Waits for the program's end and looks whether the terminal is as it was.
-    fn end(&mut self) -> i32 {
-        let mut status = None;
-        eventually("the program ends", || {
-            self.read(Duration::ZERO);
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
-        while self.read(Duration::ZERO) {}
-        let modes = tcgetattr(&self.theirs).unwrap().local_modes;
-        assert!(
-            modes.contains(LocalModes::ICANON | LocalModes::ECHO),
-            "the terminal is cooked again"
-        );
-        let position = |wanted: &[u8]| {
-            self.raw
-                .windows(wanted.len())
-                .rposition(|window| window == wanted)
-        };
-        let (entered, left) = (position(b"\x1b[?1049h"), position(b"\x1b[?1049l"));
-        assert!(
-            entered.is_some() && entered < left,
-            "the other screen was entered and left"
-        );
-        assert!(
-            position(b"\x1b[?25h") > entered,
-            "the cursor is there again"
-        );
-        status.unwrap().code().unwrap_or(-1)
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        // A test that failed leaves nothing running. What has ended needs nothing.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use stand_in::{Sleeper, config, eventually, power_on, processes, runs};
+use terminal::Terminal;
 
 #[test]
 fn a_running_lab_is_seen_and_acted_on() {
@@ -274,6 +128,75 @@ fn a_finished_run_is_replayed() {
     terminal.expect("h1");
     terminal.type_keys("7");
     terminal.expect("test");
+    terminal.type_keys("q");
+    assert_eq!(terminal.end(), 0);
+}
+
+/// A repository with a machine of one small disk.
+fn repository(base: &Path) -> PathBuf {
+    let repository = nfs_sr::sr::create(base, vdi::new_uuid()).unwrap();
+    let (disk, size) = (vdi::new_uuid(), 4 << 20);
+    vdi::create(&Directory::new(&repository), disk, size, DiskKind::Dynamic).unwrap();
+    let vm = Vm {
+        uuid: vdi::new_uuid().to_string(),
+        name: "session".into(),
+        memory: 64 << 20,
+        vcpus: 1,
+        disks: vec![Disk {
+            uuid: disk.to_string(),
+            name: "root".into(),
+            size,
+        }],
+        ..Vm::default()
+    };
+    transfer::record(&repository, &vm).unwrap();
+    repository
+}
+
+#[test]
+fn machines_go_out_and_in_beside_the_screen() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = folder.path().join(".elab/run");
+    std::fs::create_dir_all(&base).unwrap();
+    let lab = Lab::start(config(&base, Box::new(Sleeper))).unwrap();
+    lab.stop("the test is over").unwrap();
+    let sr = repository(folder.path());
+    let sr = sr.file_name().unwrap().to_str().unwrap();
+
+    let mut terminal = Terminal::start(folder.path(), &["--replay", "test"]);
+    terminal.expect("REPLAY");
+    terminal.type_keys(&format!(":export session s.xva --sr {sr}\r"));
+    terminal.expect("verified");
+    terminal.type_keys(&format!(":import s.xva --sr {sr} --vm-name other\r"));
+    terminal.expect("created VM \"other\"");
+    let machines = transfer::machines(&folder.path().join(sr)).unwrap();
+    let names: Vec<_> = machines.iter().map(|vm| vm.name.as_str()).collect();
+    assert_eq!(names, ["other", "session"]);
+
+    // Nobody writes into this, so whoever reads it waits.
+    nix::unistd::mkfifo(&folder.path().join("slow.xva"), Mode::S_IRWXU).unwrap();
+    let files = || {
+        let entries = [
+            folder.path().to_owned(),
+            base.clone(),
+            folder.path().join(sr),
+        ];
+        let names = entries
+            .iter()
+            .flat_map(|path| std::fs::read_dir(path).unwrap());
+        names
+            .flatten()
+            .map(|entry| entry.path())
+            .collect::<BTreeSet<_>>()
+    };
+    let before = files();
+    terminal.type_keys(&format!(":import slow.xva --sr {sr}\r"));
+    terminal.expect("X cancels");
+    terminal.type_keys("X");
+    terminal.expect("Cancel elab import slow.xva");
+    terminal.type_keys("y");
+    terminal.expect(": cancelled");
+    assert_eq!(files(), before);
     terminal.type_keys("q");
     assert_eq!(terminal.end(), 0);
 }

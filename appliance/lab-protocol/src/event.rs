@@ -106,6 +106,23 @@ pub struct OperationCounters {
     pub time_us: u64,
 }
 
+/// A file of the storage repository that holds a disk, or a part of one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskUse {
+    /// Below the export, as in `Lease`.
+    pub path: String,
+    /// What it is for: `vm`, `vm@snapshot`, either followed by ` memory`, or `name template`; empty if no machine names it.
+    pub of: String,
+    /// Bytes that a guest sees.
+    pub virtual_bytes: u64,
+    /// Bytes that the file takes.
+    pub used_bytes: u64,
+    /// Files from this one to the end of its chain: 1 if it has no parent.
+    pub depth: u32,
+    /// Nobody's disk, but the parent of some.
+    pub base: bool,
+}
+
 /// What can happen in a lab. `kind` names the variant in kebab-case.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
@@ -220,6 +237,13 @@ pub enum Event {
         operations: Vec<OperationCounters>,
         read_bytes: u64,
         written_bytes: u64,
+    },
+    /// Every disk of a storage repository, when what they take has changed; at most every two seconds. `free_bytes` is what the
+    /// file system below has left.
+    RepositoryUse {
+        repository: String,
+        free_bytes: u64,
+        disks: Vec<DiskUse>,
     },
     /// A lease changed: `acquired`, `transferred`, `released`, `expired`, `broken`, `refused`. Or how the storage server
     /// found it when it started, since its predecessor may have died with a change unreported: `held`, `shared`, `free`.

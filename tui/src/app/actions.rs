@@ -3,7 +3,7 @@
 use lab_protocol::command::DiskFault;
 use lab_protocol::{Command, LinkFault};
 
-use super::{App, Effect, Level, LineEdit, Mode, Overlay, Pick, Run, View};
+use super::{App, Effect, Job, Level, LineEdit, Mode, Overlay, Pick, Run, View};
 use crate::command;
 use crate::keys::Action;
 use crate::model::Lab;
@@ -23,7 +23,7 @@ pub enum Plan {
     /// It is done at once.
     Do(Command),
     /// It is done when the question is answered with yes.
-    Ask(String, Command),
+    Ask(String, Effect),
     /// One of several.
     Choose(String, Vec<Pick>),
     /// A VM's console takes the keyboard.
@@ -226,7 +226,7 @@ impl App {
                 }
                 Ok(Plan::Ask(
                     format!("Pull the plug of {host}{}?", guests_on(lab, &host)),
-                    Command::HostPull { host },
+                    Effect::Send(Command::HostPull { host }),
                 ))
             }
             Action::FreezeHost => {
@@ -241,7 +241,7 @@ impl App {
                 running(&host)?;
                 Ok(Plan::Ask(
                     format!("Freeze {host}{}?", guests_on(lab, &host)),
-                    Command::HostFreeze { host },
+                    Effect::Send(Command::HostFreeze { host }),
                 ))
             }
             Action::PowerOn => {
@@ -259,7 +259,7 @@ impl App {
                 };
                 Ok(Plan::Ask(
                     format!("Cut {link}?"),
-                    Command::LinkSet { link, fault },
+                    Effect::Send(Command::LinkSet { link, fault }),
                 ))
             }
             Action::Delay => Ok(Plan::Do(Command::LinkSet {
@@ -288,7 +288,7 @@ impl App {
                 "paused" => Plan::Do(Command::StorageResume),
                 "started" | "ready" | "resumed" => Plan::Ask(
                     "Pause the storage server? Guests' writes wait meanwhile.".into(),
-                    Command::StoragePause,
+                    Effect::Send(Command::StoragePause),
                 ),
                 other => return Err(format!("the storage server is {other}")),
             }),
@@ -296,16 +296,16 @@ impl App {
                 "killed" | "died" | "stopped" | "off" | "" => Plan::Do(Command::StorageStart),
                 _ => Plan::Ask(
                     "Kill the storage server, as a power cut would?".into(),
-                    Command::StorageKill,
+                    Effect::Send(Command::StorageKill),
                 ),
             }),
             Action::Mark => Ok(Plan::Mark),
             Action::DiskFault => {
                 let fault = |fault: DiskFault| Pick {
                     label: format!("{:<10} {}", fault.name(), command::disk_fault_words(fault)),
-                    command: match (fault, &lab.disk_fault) {
+                    effect: match (fault, &lab.disk_fault) {
                         (DiskFault::Clear, None) => Err("the disk has no fault".into()),
-                        _ => Ok(Command::StorageFault { fault }),
+                        _ => Ok(Effect::Send(Command::StorageFault { fault })),
                     },
                 };
                 match lab.storage.as_str() {
@@ -370,22 +370,47 @@ impl App {
                 Err("this screen is read-only (--readonly)".into())
             }
             Action::RunScenario => Ok(Plan::Type("run ".into())),
+            Action::CancelRun => self.cancelling(),
             Action::Record if self.screens.has_session() => Ok(Plan::Record),
             Action::Record => Err("no session is open that could be recorded".into()),
             _ => return None,
         })
     }
 
+    /// Ends what runs beside this screen: the one, or one of several.
+    fn cancelling(&self) -> Result<Plan, String> {
+        let cancel = |job: &Job| Effect::CancelRun(job.words.clone());
+        match self.jobs.as_slice() {
+            [] => Err("no command runs beside this screen".into()),
+            [job] if job.ending => Ok(Plan::Ask(
+                format!("elab {} is ending. End it at once?", job.words),
+                cancel(job),
+            )),
+            [job] => Ok(Plan::Ask(
+                format!("Cancel elab {}?", job.words),
+                cancel(job),
+            )),
+            jobs => {
+                let pick = |job: &Job| Pick {
+                    label: format!("elab {}", job.words),
+                    effect: Ok(cancel(job)),
+                };
+                let picks = jobs.iter().map(pick).collect();
+                Ok(Plan::Choose("Cancel which".into(), picks))
+            }
+        }
+    }
+
     pub(super) fn plan_and_ask(&mut self, action: Action) -> Vec<Effect> {
         match self.plan(action) {
             Ok(Plan::Do(command)) => return vec![Effect::Send(command)],
-            Ok(Plan::Ask(question, command)) => {
-                self.overlay = Some(Overlay::Confirm { question, command });
+            Ok(Plan::Ask(question, effect)) => {
+                self.overlay = Some(Overlay::Confirm { question, effect });
             }
             Ok(Plan::Choose(title, picks)) => {
                 let at = picks
                     .iter()
-                    .position(|pick| pick.command.is_ok())
+                    .position(|pick| pick.effect.is_ok())
                     .unwrap_or(0);
                 self.overlay = Some(Overlay::Choose { title, picks, at });
             }
@@ -447,7 +472,7 @@ fn suspension(lab: &Lab, vm: &str) -> Result<Plan, String> {
     if known.state != "running" {
         return Err(format!(
             "{vm} is {}; only a running VM can be suspended",
-            known.state
+            known.word()
         ));
     }
     if let Some(under_way) = lab.migrations.under_way(vm) {
@@ -455,7 +480,7 @@ fn suspension(lab: &Lab, vm: &str) -> Result<Plan, String> {
     }
     Ok(Plan::Ask(
         format!("Suspend {vm}? Its memory goes to the repository, and its sessions stall."),
-        Command::VmSuspend { vm: vm.into() },
+        Effect::Send(Command::VmSuspend { vm: vm.into() }),
     ))
 }
 
@@ -464,7 +489,7 @@ fn migration(lab: &Lab, vm: &str) -> Result<Plan, String> {
     if known.state != "running" {
         return Err(format!(
             "{vm} is {}; only a running VM can move",
-            known.state
+            known.word()
         ));
     }
     if let Some(under_way) = lab.migrations.under_way(vm) {
@@ -495,11 +520,11 @@ fn hosts(lab: &Lab, current: Option<&str>, command: impl Fn(&str) -> Command) ->
             match reason {
                 Some(reason) => Pick {
                     label: format!("{name:<8} {reason}"),
-                    command: Err(format!("{name}: {reason}")),
+                    effect: Err(format!("{name}: {reason}")),
                 },
                 None => Pick {
                     label: format!("{name:<8} {} MiB free", host.memory_free >> 20),
-                    command: Ok(command(name)),
+                    effect: Ok(Effect::Send(command(name))),
                 },
             }
         })

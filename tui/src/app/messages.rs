@@ -31,6 +31,8 @@ pub struct Job {
     pub words: String,
     /// The last that it said.
     pub said: String,
+    /// Whether it was told to end.
+    pub ending: bool,
 }
 
 /// What comes in.
@@ -96,6 +98,8 @@ pub enum Effect {
     },
     /// Run this program with these words, beside this screen.
     Run(Vec<String>),
+    /// End what runs beside this screen with these words.
+    CancelRun(String),
     /// Open a shell in the guest, on a terminal of this size.
     OpenShell {
         /// Rows.

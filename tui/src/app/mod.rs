@@ -11,6 +11,7 @@ mod typing;
 
 use crossterm::event::KeyEvent;
 use lab_protocol::Event;
+use scenarios::measure::migration::Migration;
 
 pub use actions::{Plan, Target, shown};
 pub use messages::{Effect, Input, Job, Run};
@@ -296,7 +297,7 @@ impl App {
         // Cheap beside folding, so more of it at once.
         let to = end.min(from.saturating_add(50 * FOLD_AT_ONCE));
         if !self.filter.is_empty() {
-            let passing = (from..to).filter(|index| self.log.contains(*index, &self.filter));
+            let passing = (from..to).filter(|index| passes(&self.log, &self.filter, *index));
             self.passing.extend(passing);
         }
         self.looked_at = to.max(from);
@@ -363,6 +364,12 @@ impl App {
         self.selected[index].min(self.rows().saturating_sub(1))
     }
 
+    /// The migration in a row of its view: the newest comes first, so that what is under way is seen.
+    #[must_use]
+    pub fn migration(&self, row: usize) -> Option<&Migration> {
+        self.lab().migrations.all().iter().rev().nth(row)
+    }
+
     /// Number of lines that can be selected in the current view.
     #[must_use]
     pub fn rows(&self) -> usize {
@@ -371,7 +378,7 @@ impl App {
             View::Session => 0,
             View::Migration => self.lab().migrations.all().len(),
             View::Network => self.links().len(),
-            View::Storage => self.lab().leases.len(),
+            View::Storage => self.lab().disks().len(),
             View::Events => self.events(),
             View::Runs => self.runs.len(),
         }
@@ -584,9 +591,8 @@ impl App {
                 }
             }
             View::Migration => {
-                let all = self.lab().migrations.all();
-                let stop = all
-                    .get(self.selected())
+                let stop = self
+                    .migration(self.selected())
                     .map(|one| one.pause().map_or(one.requested_ns, |pause| pause.start_ns));
                 if let Some(stop) = stop {
                     self.pinned_ns = Some(stop);
@@ -621,5 +627,15 @@ fn is_notable(event: &Event) -> bool {
             | Event::VmStatus { .. }
             | Event::PortStatistics { .. }
             | Event::StorageStatistics { .. }
+            | Event::RepositoryUse { .. }
     )
+}
+
+/// Whether a line passes a filter. Regular reports hold the names of everything, so they pass by what they are.
+fn passes(log: &Log, filter: &str, line: usize) -> bool {
+    let regular: [&[u8]; 3] = [b"storage-statistics", b"port-statistics", b"repository-use"];
+    match log.kind(line) {
+        Some(kind) if regular.contains(&kind) => String::from_utf8_lossy(kind).contains(filter),
+        _ => log.contains(line, filter),
+    }
 }

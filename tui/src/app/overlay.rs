@@ -74,7 +74,7 @@ pub struct Pick {
     /// What it says.
     pub label: String,
     /// What is done, or why it cannot be.
-    pub command: Result<Command, String>,
+    pub effect: Result<Effect, String>,
 }
 
 /// What lies over the view.
@@ -89,8 +89,8 @@ pub enum Overlay {
     Confirm {
         /// What will happen.
         question: String,
-        /// What is sent on "yes".
-        command: Command,
+        /// What is done on "yes".
+        effect: Effect,
     },
     /// Several possibilities.
     Choose {
@@ -150,10 +150,10 @@ impl App {
                 };
                 self.overlay = Some(Overlay::Help { from });
             }
-            Overlay::Confirm { question, command } => match event.code {
-                KeyCode::Char('y' | 'Y') => return vec![Effect::Send(command)],
+            Overlay::Confirm { question, effect } => match event.code {
+                KeyCode::Char('y' | 'Y') => return self.perform(effect),
                 KeyCode::Char('n' | 'N') => {}
-                _ => self.overlay = Some(Overlay::Confirm { question, command }),
+                _ => self.overlay = Some(Overlay::Confirm { question, effect }),
             },
             Overlay::Leave => match event.code {
                 KeyCode::Char('s' | 'S') | KeyCode::Enter => {
@@ -200,8 +200,8 @@ impl App {
     ) -> Vec<Effect> {
         let at = match (event.code, action) {
             (KeyCode::Enter, _) => {
-                return match picks.into_iter().nth(at).map(|pick| pick.command) {
-                    Some(Ok(command)) => self.send(command),
+                return match picks.into_iter().nth(at).map(|pick| pick.effect) {
+                    Some(Ok(effect)) => self.perform(effect),
                     Some(Err(reason)) => {
                         self.say(Level::Note, reason);
                         Vec::new()
@@ -271,8 +271,23 @@ impl App {
         self.jobs.push(Job {
             words: words_of_job,
             said: String::new(),
+            ending: false,
         });
         vec![Effect::Run(words)]
+    }
+
+    /// Does what was asked about.
+    fn perform(&mut self, effect: Effect) -> Vec<Effect> {
+        match effect {
+            Effect::Send(command) => self.send(command),
+            Effect::CancelRun(words) => {
+                if let Some(job) = self.jobs.iter_mut().find(|job| job.words == words) {
+                    job.ending = true;
+                }
+                vec![Effect::CancelRun(words)]
+            }
+            other => vec![other],
+        }
     }
 
     /// Sends a command, if that is allowed.

@@ -104,7 +104,7 @@ impl App {
     }
 
     /// Shows a shorter or longer stretch.
-    pub(super) fn zoom(&mut self, longer: bool) {
+    pub fn zoom(&mut self, longer: bool) {
         self.zoom = if longer {
             (self.zoom + 1).min(ZOOMS_S.len() - 1)
         } else {

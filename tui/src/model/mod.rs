@@ -3,14 +3,16 @@
 //! Nothing here knows of terminals, files or sockets. The same records always make the same model, so a finished run
 //! is replayed by folding its log up to the moment that is looked at.
 
+mod disks;
 mod migrations;
 mod probes;
 mod statistics;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lab_protocol::{Event, PoolMark, Record};
 
+pub use disks::{Disk, Repository};
 pub use migrations::Migrations;
 pub use migrations::Shade;
 pub use probes::{Column, Probes, Typed, probe_name};
@@ -89,6 +91,16 @@ impl Vm {
         matches!(self.state.as_str(), "starting" | "running" | "paused")
     }
 
+    /// Its state in one word.
+    #[must_use]
+    pub fn word(&self) -> &str {
+        match self.state.as_str() {
+            "" => "off",
+            _ if self.is_suspended() => "suspended",
+            state => state,
+        }
+    }
+
     /// Whether its memory lies in the repository, to go on from there.
     #[must_use]
     pub fn is_suspended(&self) -> bool {
@@ -127,6 +139,17 @@ pub struct Lease {
     pub t_ns: u64,
 }
 
+impl Lease {
+    /// Whether its owner has it now.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        matches!(
+            self.change.as_str(),
+            "acquired" | "transferred" | "held" | "shared" | "refused"
+        )
+    }
+}
+
 /// Everything known of a lab at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Lab {
@@ -152,6 +175,8 @@ pub struct Lab {
     pub disk_fault: Option<String>,
     /// Faults by directed link; healthy links are not there.
     pub links: BTreeMap<String, String>,
+    /// What disks take, by repository.
+    pub repositories: BTreeMap<String, Repository>,
     /// Leases by path of the disk.
     pub leases: BTreeMap<String, Lease>,
     /// Migrations.
@@ -212,6 +237,16 @@ impl Lab {
                 host.storage_up = Some(*storage_up);
             }
             Event::StorageState { state } => self.storage_state(state),
+            Event::RepositoryUse {
+                repository,
+                free_bytes,
+                disks,
+            } => {
+                let repository = self.repositories.entry(repository.clone()).or_default();
+                repository.free_bytes = *free_bytes;
+                repository.disks.clone_from(disks);
+                self.know_vms();
+            }
             Event::Lease {
                 path,
                 epoch,
@@ -321,6 +356,20 @@ impl Lab {
         }
     }
 
+    /// VMs that nobody has started yet are known by their disks: those that were imported or cloned.
+    fn know_vms(&mut self) {
+        let disks = self.repositories.values().flat_map(|one| &one.disks);
+        let names: BTreeSet<String> = disks
+            .filter(|disk| !disk.of.is_empty() && !disk.of.contains(['@', ' ']))
+            .map(|disk| disk.of.clone())
+            .collect();
+        self.vms
+            .retain(|name, vm| !vm.state.is_empty() || names.contains(name));
+        for name in names {
+            self.vms.entry(name).or_default();
+        }
+    }
+
     fn host(&mut self, name: &str) -> &mut Host {
         self.hosts.entry(name.into()).or_default()
     }
@@ -337,6 +386,17 @@ impl Lab {
                 .get(&format!("{host}:{network}{arrow}"))
                 .map(String::as_str)
         })
+    }
+
+    /// Whether the pool can bear what it was asked to bear; `None` while it has not said so.
+    #[must_use]
+    pub fn is_protected(&self) -> Option<bool> {
+        let words = self.protection.as_ref()?;
+        let failures = words
+            .split_whitespace()
+            .find_map(|word| word.parse::<u32>().ok())?;
+        // What follows says what is too much.
+        Some(failures > 0 && !words.contains(';'))
     }
 
     /// Names of the hosts in order.

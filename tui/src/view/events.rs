@@ -1,14 +1,14 @@
 //! The event log, line by line.
 
-use lab_protocol::{Event, Role};
+use lab_protocol::{Event, PoolMark};
 use ratatui::Frame;
 use ratatui::layout::Rect;
+use ratatui::style::Style;
 use ratatui::text::{Line, Span};
-use scenarios::evidence::cast;
 use serde_json::{Map, Value};
 
+use super::words::in_words;
 use crate::app::App;
-use crate::model::probe_name;
 
 /// Fields that every record has, and which stand in columns of their own.
 const COMMON: [&str; 6] = ["schema", "seq", "t_ns", "error_ns", "source", "kind"];
@@ -52,17 +52,13 @@ pub(super) fn event(app: &App, line: usize) -> Line<'static> {
             .to_owned()
     };
     let kind = text("kind");
-    let style = match kind.as_str() {
-        "host-power" | "link-fault" | "session-lost" | "pool" => app.look.bad(),
-        kind if kind.starts_with("migration") => app.look.warn(),
-        "message" | "mark" => app.look.accent(),
-        _ => ratatui::style::Style::new(),
-    };
     let record = app.log.record(line);
+    let style = record
+        .as_ref()
+        .map_or_else(Style::new, |record| style(app, &record.event));
     let details = record
         .as_ref()
-        .and_then(|record| in_words(&record.event))
-        .unwrap_or_else(|| named(&fields));
+        .map_or_else(|| named(&fields), |record| in_words(&record.event));
     let t_ns = fields.get("t_ns").and_then(Value::as_u64).unwrap_or(0);
     Line::from(vec![
         Span::raw(format!("{:>10}  ", super::seconds(t_ns))),
@@ -72,119 +68,56 @@ pub(super) fn event(app: &App, line: usize) -> Line<'static> {
     ])
 }
 
-/// What an event says, for those that fill most of a log; figures in the units that reports print.
-fn in_words(event: &Event) -> Option<String> {
-    let words = match event {
-        Event::Key {
-            text,
-            due_ns,
-            echo_ns,
-            ..
-        } => match echo_ns {
-            Some(echo_ns) => format!(
-                "{text:?} echoed after {} ms",
-                super::ms(echo_ns.saturating_sub(*due_ns))
-            ),
-            None => format!("{text:?} not echoed"),
+/// What an event means: whether something is broken, under way or well again.
+fn style(app: &App, event: &Event) -> Style {
+    let look = app.look;
+    match event {
+        Event::HostPower { state, .. } => match state.as_str() {
+            "pulled" | "died" => look.bad(),
+            "frozen" => look.warn(),
+            _ => look.good(),
         },
-        Event::ProbeSamples {
-            probe, answers_ns, ..
-        } => {
-            let answers = answers_ns.iter().flatten();
-            let lost = answers_ns.len() - answers.clone().count();
-            let worst = answers
-                .max()
-                .map_or_else(|| "-".into(), |ns| super::ms(*ns));
-            format!(
-                "{}: {} requests, {lost} unanswered, worst {worst} ms",
-                probe_name(*probe),
-                answers_ns.len()
-            )
-        }
-        Event::MigrationRound {
-            vm,
-            round,
-            pages,
-            bytes,
-            duration_ns,
-            dirty_after,
-            ..
-        } => format!(
-            "{vm}: round {round}, {pages} pages, {} MB in {} ms; {dirty_after} dirty after it",
-            super::megabytes(*bytes),
-            super::ms(*duration_ns)
-        ),
-        Event::MigrationPhase {
-            vm,
-            role,
-            phase,
-            detail,
-            ..
-        } => {
-            let side = match role {
-                Role::Source => "source",
-                Role::Destination => "destination",
-            };
-            format!("{vm}: {} at the {side} {detail}", cast::name(*phase))
-        }
-        Event::MigrationRequested { vm, from, to, .. } => format!("{vm}: {from} to {to}"),
-        Event::MigrationEnded { vm, error, .. } if error.is_empty() => format!("{vm}: done"),
-        Event::MigrationEnded { vm, error, .. } => format!("{vm}: {error}"),
-        Event::HostStatus {
-            host,
-            memory_total,
-            memory_free,
-            storage_up,
-        } => format!(
-            "{host}: {} of {} MiB free, {} its storage",
-            memory_free >> 20,
-            memory_total >> 20,
-            if *storage_up {
-                "reaches"
+        Event::LinkFault { fault, .. } if fault == "healed" => look.good(),
+        Event::LinkFault { fault, .. } if fault != "cut" => look.warn(),
+        Event::LinkFault { .. } | Event::SessionLost { .. } => look.bad(),
+        Event::StorageState { state } => match state.as_str() {
+            "started" | "ready" | "resumed" | "disk: clear" => look.good(),
+            words if words.contains("regained") => look.good(),
+            "paused" => look.warn(),
+            _ => look.bad(),
+        },
+        Event::Pool { mark, .. } => match mark {
+            PoolMark::Restarted | PoolMark::PermitBack => look.good(),
+            PoolMark::DeclaredDead
+            | PoolMark::NotRestarted
+            | PoolMark::SelfFenced
+            | PoolMark::PermitLapsed => look.bad(),
+            PoolMark::Suspected | PoolMark::Fenced | PoolMark::Restart => look.warn(),
+            PoolMark::Protection | PoolMark::Liveset | PoolMark::Note => look.accent(),
+        },
+        Event::MigrationEnded { error, .. } if error.is_empty() => look.good(),
+        Event::MigrationEnded { .. } => look.bad(),
+        Event::MigrationRequested { .. }
+        | Event::MigrationPhase { .. }
+        | Event::MigrationRound { .. } => look.warn(),
+        Event::Message { level, .. } => match level.as_str() {
+            "error" => look.bad(),
+            "warning" => look.warn(),
+            _ => look.accent(),
+        },
+        Event::DocumentChecked { equal, .. } | Event::DiskChecked { equal, .. } => {
+            if *equal {
+                look.good()
             } else {
-                "does not reach"
+                look.bad()
             }
-        ),
-        Event::VmStatus {
-            vm, cpu_ns, exits, ..
-        } => format!(
-            "{vm}: {:.1} s of CPU, {exits} exits so far",
-            *cpu_ns as f64 / 1e9
-        ),
-        Event::PortStatistics { ports } => {
-            let names = ports
-                .iter()
-                .map(|port| format!("{}:{}", port.port, port.network));
-            format!("busy: {}", names.collect::<Vec<_>>().join(" "))
         }
-        Event::StorageStatistics {
-            operations,
-            read_bytes,
-            written_bytes,
-        } => format!(
-            "{} calls so far, {} MB read, {} MB written",
-            operations.iter().map(|one| one.calls).sum::<u64>(),
-            super::megabytes(*read_bytes),
-            super::megabytes(*written_bytes)
-        ),
-        Event::Lease {
-            path,
-            epoch,
-            owner,
-            change,
-        } => {
-            let disk = path.rsplit('/').next().unwrap_or(path);
-            format!("{change}: {owner}, epoch {epoch}, {disk}")
-        }
-        Event::Pool { text, .. } | Event::Mark { text } | Event::Message { text, .. } => {
-            text.clone()
-        }
-        _ => return None,
-    };
-    Some(words)
+        Event::Mark { .. } => look.accent(),
+        _ => Style::new(),
+    }
 }
 
-/// Any other event's fields by their names.
+/// The fields of an event that this program does not know, by their names.
 fn named(fields: &Map<String, Value>) -> String {
     let mut out = String::new();
     for (name, value) in fields {

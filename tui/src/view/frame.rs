@@ -4,6 +4,7 @@ use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Modifier, Style};
 use ratatui::text::{Line, Span};
+use ratatui::widgets::{Paragraph, Wrap};
 
 use crate::app::{App, Level, Mode, Overlay, View};
 use crate::keys::{Action, TABLE};
@@ -85,8 +86,15 @@ pub(super) fn tabs(app: &App, frame: &mut Frame<'_>, area: Rect) {
 pub(super) fn foot(app: &App, frame: &mut Frame<'_>, area: Rect) {
     let [first, second] =
         Layout::vertical([Constraint::Length(1), Constraint::Length(1)]).areas(area);
+    let message = message(app);
+    if message.width() > usize::from(area.width) && app.overlay.is_none() {
+        // What is said now matters more than what can be done.
+        let whole = Paragraph::new(message).wrap(Wrap { trim: true });
+        frame.render_widget(whole, area);
+        return;
+    }
     frame.render_widget(hints(app), first);
-    frame.render_widget(message(app), second);
+    frame.render_widget(message, second);
 }
 
 /// What can be done here; what cannot be done now is dim.
@@ -229,11 +237,16 @@ fn jobs(app: &App) -> Line<'static> {
         let words = format!(" elab {}", job.words);
         spans.push(Span::styled(words, app.look.accent()));
         let said = match job.said.as_str() {
+            _ if job.ending => ": ending ".to_owned(),
             "" => ": under way ".to_owned(),
             said => format!(": {said} "),
         };
         spans.push(Span::raw(said));
     }
+    spans.push(Span::styled(
+        format!(" {} cancels", app.keys.hint(Action::CancelRun)),
+        app.look.dim(),
+    ));
     Line::from(spans)
 }
 

@@ -17,6 +17,8 @@ use crate::model::Migrations;
 const PAGE_BYTES: u64 = 4096;
 /// Quiet time before a migration against which its gap is held.
 const QUIET_NS: u64 = 5_000_000_000;
+/// Width from which there is room for every column.
+const ROOMY: u16 = 100;
 
 pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
     let all = app.lab().migrations.all();
@@ -32,21 +34,27 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
     let list_height = (all.len() as u16 + 1).min(area.height / 3).max(3);
     let [top, rest] =
         Layout::vertical([Constraint::Length(list_height), Constraint::Fill(1)]).areas(area);
-    let heading = Line::styled(
-        "     # VM         FROM   TO     PHASE           TOTAL ms  PAUSE ms   GAP ms  ROUNDS     MB",
-        app.look.dim(),
+    let roomy = area.width >= ROOMY;
+    let (name, rounds_title) = if roomy { (16, "  ROUNDS") } else { (9, "") };
+    let heading = format!(
+        "     # {:<name$} FROM TO   {:<15} TOTAL ms PAUSE ms  GAP ms{rounds_title}      MB",
+        "VM", "PHASE"
     );
+    let heading = Line::styled(heading, app.look.dim());
     super::list(app, frame, top, heading, app.selected(), all.len(), |row| {
-        row_line(app, &all[row])
+        app.migration(row)
+            .map_or_else(Line::default, |one| row_line(app, one, name, roomy))
     });
-    let migration = &all[app.selected()];
+    let Some(migration) = app.migration(app.selected()) else {
+        return;
+    };
     let [left, right] =
         Layout::horizontal([Constraint::Percentage(50), Constraint::Percentage(50)]).areas(rest);
     rounds(app, frame, left, migration);
     waterfall(app, frame, right, migration);
 }
 
-fn row_line(app: &App, one: &Migration) -> Line<'static> {
+fn row_line(app: &App, one: &Migration, name: usize, roomy: bool) -> Line<'static> {
     let figure = |ns: Option<u64>| ns.map_or_else(|| "-".into(), super::ms);
     let end = one.ended_ns.unwrap_or(app.lab_now_ns());
     let total = Some(end.saturating_sub(one.requested_ns));
@@ -60,16 +68,23 @@ fn row_line(app: &App, one: &Migration) -> Line<'static> {
     };
     Line::from(vec![
         Span::raw(format!(
-            "{:>4} {:<10} {:<6} {:<6} ",
-            one.number, one.vm, one.from, one.to
+            "{:>4} {:<name$} {:<4} {:<4} ",
+            one.number,
+            one.vm.chars().take(name).collect::<String>(),
+            one.from,
+            one.to
         )),
         Span::styled(format!("{word:<15}"), style),
         Span::raw(format!(
-            " {:>8}  {:>8} {:>8} {:>7} {:>6}",
+            " {:>8} {:>8} {:>7}{} {:>7}",
             figure(total),
             figure(one.pause_ns()),
             figure(gap),
-            one.rounds.len(),
+            if roomy {
+                format!("  {:>6}", one.rounds.len())
+            } else {
+                String::new()
+            },
             super::megabytes(bytes),
         )),
     ])
@@ -91,7 +106,7 @@ fn rounds(app: &App, frame: &mut Frame<'_>, area: Rect, one: &Migration) {
     let inner = block.inner(area);
     frame.render_widget(block, area);
     let mut lines = vec![Line::styled(
-        "   #   pages    zero     MB   MB/s  dirty after",
+        "  #  pages   zero     MB   MB/s  dirty",
         app.look.dim(),
     )];
     let most = one
@@ -106,7 +121,7 @@ fn rounds(app: &App, frame: &mut Frame<'_>, area: Rect, one: &Migration) {
         let cells = (f64::from(round.dirty_after) / f64::from(most) * 10.0).round() as usize;
         lines.push(Line::from(vec![
             Span::raw(format!(
-                "{:>4} {:>7} {:>7} {:>6} {rate:>6.1} {:>6} ",
+                "{:>3} {:>6} {:>6} {:>6} {rate:>6.1} {:>6} ",
                 index + 1,
                 round.pages,
                 round.zero_pages,
@@ -194,14 +209,11 @@ fn pieces(app: &App, one: &Migration, width: u16) -> Option<Vec<Line<'static>>> 
         ]));
         before += ns;
     }
+    let figure = |name: &str, ns| format!("  {name:<15} {:>6} ms", super::ms(ns));
     lines.push(Line::styled(
-        format!(
-            "  {:<15} {:>6} ms   quiet: {} ms",
-            "UDP gap",
-            super::ms(silence.len_ns()),
-            super::ms(usual)
-        ),
+        figure("UDP gap", silence.len_ns()),
         app.look.title(),
     ));
+    lines.push(Line::styled(figure("when quiet", usual), app.look.dim()));
     Some(lines)
 }

@@ -12,6 +12,7 @@ mod session;
 mod storage;
 mod strip;
 mod typing;
+mod words;
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -108,6 +109,16 @@ fn ms(ns: u64) -> String {
         format!("{ms:.0}")
     } else {
         format!("{ms:.1}")
+    }
+}
+
+/// Bytes of memory or of a disk, in a unit that fits.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0 => "0".into(),
+        1..0x0010_0000 => format!("{} KiB", bytes.div_ceil(1 << 10)),
+        0x0010_0000..0x4000_0000 => format!("{} MiB", bytes >> 20),
+        _ => format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)),
     }
 }
 

@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 
 use ratatui::Frame;
-use ratatui::layout::Rect;
+use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
+use ratatui::widgets::Paragraph;
 
 use crate::app::App;
 use crate::model::Port;
@@ -37,10 +38,26 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
         ),
         app.look.dim(),
     );
+    let faults = |arrow: &str| {
+        let (host, network) = &links[app.selected()];
+        let link = format!("{host}:{network}{arrow}");
+        let fault = app.lab().links.get(&link)?;
+        let words = if arrow == ">" { "sends" } else { "receives" };
+        Some(Line::from(vec![
+            Span::styled(format!("  {host}:{network} {words}: "), app.look.accent()),
+            Span::styled(fault.clone(), app.look.bad()),
+        ]))
+    };
+    // In full, for a column cuts what is long.
+    let faults: Vec<_> = [">", "<"].into_iter().filter_map(faults).collect();
+    let [table, below] =
+        Layout::vertical([Constraint::Fill(1), Constraint::Length(faults.len() as u16)])
+            .areas(area);
+    frame.render_widget(Paragraph::new(faults), below);
     super::list(
         app,
         frame,
-        area,
+        table,
         heading,
         app.selected(),
         links.len(),

@@ -6,26 +6,23 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Clear, Paragraph};
 
 use super::session::Screen;
-use crate::app::{App, Overlay, Pick, Run};
-use crate::keys::{Group, Key, TABLE};
+use crate::app::{App, Effect, Overlay, Pick, Run, shown};
+use crate::keys::{Action, Group, Key, TABLE};
 
 pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
     match &app.overlay {
         Some(Overlay::Help { from }) => help(app, frame, area, *from),
-        Some(Overlay::Confirm { question, command }) => {
-            let words = crate::command::words(command);
-            question_box(
-                app,
-                frame,
-                area,
-                question,
-                &[
-                    Line::styled(format!("elab {words}"), app.look.dim()),
-                    Line::raw(""),
-                    Line::raw("y  yes      n  no"),
-                ],
-            );
-        }
+        Some(Overlay::Confirm { question, effect }) => question_box(
+            app,
+            frame,
+            area,
+            question,
+            &[
+                Line::styled(echo(effect), app.look.dim()),
+                Line::raw(""),
+                Line::raw("y  yes      n  no"),
+            ],
+        ),
         Some(Overlay::Leave) => question_box(
             app,
             frame,
@@ -42,6 +39,15 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
         Some(Overlay::Console { vm }) => console(app, frame, area, vm),
         Some(Overlay::Shell) => super::typing::draw(app, frame, area),
         Some(Overlay::CommandLine(_) | Overlay::Filter(_) | Overlay::MarkLine(_)) | None => {}
+    }
+}
+
+/// What one would type in a shell for it.
+fn echo(effect: &Effect) -> String {
+    match effect {
+        Effect::Send(command) => format!("elab {}", crate::command::words(command)),
+        Effect::CancelRun(_) => "as Ctrl-C does; it cleans up, and nothing is left of it".into(),
+        _ => String::new(),
     }
 }
 
@@ -141,7 +147,7 @@ fn choose(app: &App, frame: &mut Frame<'_>, area: Rect, title: &str, picks: &[Pi
             } else {
                 "  "
             };
-            let style = if pick.command.is_ok() {
+            let style = if pick.effect.is_ok() {
                 ratatui::style::Style::new()
             } else {
                 app.look.dim()
@@ -155,43 +161,93 @@ fn choose(app: &App, frame: &mut Frame<'_>, area: Rect, title: &str, picks: &[Pi
         })
         .collect();
     lines.push(Line::raw(""));
-    lines.push(match picks.get(at).map(|pick| &pick.command) {
-        Some(Ok(command)) => Line::styled(
-            format!("elab {}", crate::command::words(command)),
-            app.look.dim(),
-        ),
+    lines.push(match picks.get(at).map(|pick| &pick.effect) {
+        Some(Ok(effect)) => Line::styled(echo(effect), app.look.dim()),
         _ => Line::raw(""),
     });
     question_box(app, frame, area, title, &lines);
 }
 
-/// The keys, from the same table that binds them.
+/// Width of a column of the help, and of what it is in.
+const HELP: u16 = 72;
+const TWO_HELPS: u16 = 116;
+
+/// The keys, from the same table that binds them: what can be done here first. In two columns where there is room.
 fn help(app: &App, frame: &mut Frame<'_>, area: Rect, from: usize) {
-    let mut lines = Vec::new();
-    for group in Group::ALL {
-        lines.push(Line::styled(group.title(), app.look.title()));
-        for row in TABLE.iter().filter(|row| row.group == group) {
-            let keys: Vec<String> = app
-                .keys
-                .keys(row.action)
-                .iter()
-                .map(Key::to_string)
-                .collect();
-            lines.push(Line::from(vec![
-                Span::styled(format!("  {:<18}", keys.join(" ")), app.look.accent()),
-                Span::raw(row.help),
-            ]));
-        }
-        lines.push(Line::raw(""));
-    }
-    let cell = centred(area, 72.min(area.width), area.height);
+    let mut looking = can_be_done_here(app);
+    looking.extend(help_of(app, Group::Look));
+    looking.extend(help_of(app, Group::Move));
+    let acting = help_of(app, Group::Act);
+    let two = area.width >= TWO_HELPS;
+    let cell = centred(
+        area,
+        if two { TWO_HELPS } else { HELP.min(area.width) },
+        area.height,
+    );
     frame.render_widget(Clear, cell);
     let block = boxed(app, "keys (up and down scroll, any other key closes)");
     let inner = block.inner(cell);
     frame.render_widget(block, cell);
-    let last = lines.len().saturating_sub(usize::from(inner.height));
-    let from = u16::try_from(from.min(last)).unwrap_or(u16::MAX);
-    frame.render_widget(Paragraph::new(lines).scroll((from, 0)), inner);
+    let columns = if two {
+        let [left, right] =
+            Layout::horizontal([Constraint::Percentage(51), Constraint::Fill(1)]).areas(inner);
+        vec![(looking, left), (acting, right)]
+    } else {
+        looking.extend(acting);
+        vec![(looking, inner)]
+    };
+    for (lines, place) in columns {
+        let last = lines.len().saturating_sub(usize::from(place.height));
+        let from = u16::try_from(from.min(last)).unwrap_or(u16::MAX);
+        frame.render_widget(Paragraph::new(lines).scroll((from, 0)), place);
+    }
+}
+
+fn help_of(app: &App, group: Group) -> Vec<Line<'static>> {
+    let mut lines = vec![Line::styled(group.title(), app.look.title())];
+    let rows = || TABLE.iter().filter(|row| row.group == group);
+    let widest = rows().map(|row| keys_of(app, row.action).len()).max();
+    let keys = widest.unwrap_or(0);
+    lines.extend(rows().map(|row| {
+        Line::from(vec![
+            Span::styled(
+                format!("  {:<keys$}  ", keys_of(app, row.action)),
+                app.look.accent(),
+            ),
+            Span::raw(row.help),
+        ])
+    }));
+    lines.push(Line::raw(""));
+    lines
+}
+
+fn keys_of(app: &App, action: Action) -> String {
+    let keys = app.keys.keys(action);
+    let keys: Vec<String> = keys.iter().map(Key::to_string).collect();
+    keys.join(" ")
+}
+
+/// The actions of this view, and of those that are impossible now, why.
+fn can_be_done_here(app: &App) -> Vec<Line<'static>> {
+    let title = format!("Here, in {}", app.view.name().to_lowercase());
+    let mut lines = vec![Line::styled(title, app.look.title())];
+    for action in shown(app.view) {
+        let words = TABLE
+            .iter()
+            .find(|row| row.action == *action)
+            .map_or("", |row| row.help);
+        let key = format!("  {:<2} ", keys_of(app, *action));
+        let key = Span::styled(key, app.look.accent());
+        lines.push(match app.plan(*action) {
+            Ok(_) => Line::from(vec![key, Span::raw(words)]),
+            Err(reason) => {
+                let why = format!("not now: {reason}");
+                Line::from(vec![key, Span::styled(why, app.look.dim())])
+            }
+        });
+    }
+    lines.push(Line::raw(""));
+    lines
 }
 
 fn console(app: &App, frame: &mut Frame<'_>, area: Rect, vm: &str) {

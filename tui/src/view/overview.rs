@@ -42,7 +42,7 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
 fn draw_pool(app: &App, frame: &mut Frame<'_>, area: Rect) {
     let targets = app.targets();
     let heading = Line::styled(
-        "  HOST     STATE     mgmt  storage  session   MEMORY FREE      GUESTS",
+        "  HOST     STATE     mgmt  storage  session    CPU  MEMORY FREE       GUESTS",
         app.look.dim(),
     );
     if targets.is_empty() {
@@ -119,7 +119,7 @@ fn host_line(app: &App, name: &str, host: &Host) -> Line<'static> {
             host.memory_total >> 20
         )
     };
-    spans.push(Span::raw(format!(" {memory:<16} ")));
+    spans.push(Span::raw(format!("{:>5}  {memory:<16}  ", cpu(app, name))));
     let guests: Vec<&str> = app
         .lab()
         .vms
@@ -131,16 +131,32 @@ fn host_line(app: &App, name: &str, host: &Host) -> Line<'static> {
     Line::from(spans)
 }
 
+/// What a host's guests use of its CPU.
+fn cpu(app: &App, host: &str) -> String {
+    let guests = app.lab().vms.values();
+    let shares: Vec<f64> = guests
+        .filter(|vm| vm.is_alive() && vm.host == host)
+        .filter_map(|vm| vm.cpu_percent)
+        .collect();
+    if shares.is_empty() {
+        return "-".into();
+    }
+    format!("{:.0} %", shares.iter().sum::<f64>())
+}
+
 fn vm_line(app: &App, name: &str, vm: &Vm) -> Line<'static> {
     let look = app.look;
-    let state = match vm.state.as_str() {
+    // One that was stopped in order is off; one whose host failed is missed.
+    let in_order = |reason: &str| !(reason.contains("lost") || reason.contains("died"));
+    let state = match vm.word() {
         "running" => look.good(),
-        "starting" | "paused" => look.warn(),
+        "starting" | "paused" | "suspended" => look.warn(),
+        _ if vm.stopped.as_deref().is_none_or(in_order) => look.dim(),
         _ => look.bad(),
     };
     let mut spans = vec![
         Span::styled(format!("{name:<8} "), look.accent()),
-        Span::styled(format!("{:<9} ", vm.state), state),
+        Span::styled(format!("{:<9} ", vm.word()), state),
     ];
     if vm.is_alive() {
         let moving = app.lab().migrations.under_way(name);
@@ -164,8 +180,10 @@ fn vm_line(app: &App, name: &str, vm: &Vm) -> Line<'static> {
         if let Some(exits) = vm.exits_per_s {
             spans.push(Span::raw(format!(" {exits:>6.0} exits/s ")));
         }
+    } else if vm.is_suspended() {
+        spans.push(Span::styled("its memory is in the repository", look.dim()));
     } else if let Some(reason) = &vm.stopped {
-        spans.push(Span::styled(reason.clone(), look.bad()));
+        spans.push(Span::styled(reason.clone(), state));
     }
     Line::from(spans)
 }
@@ -187,15 +205,7 @@ fn draw_state(app: &App, frame: &mut Frame<'_>, area: Rect) {
     if let Some(fault) = &lab.disk_fault {
         spans.push(Span::styled(format!(", its disk: {fault}"), look.bad()));
     }
-    for (path, lease) in lab.leases.iter().take(2) {
-        let disk = path.rsplit('/').next().unwrap_or(path);
-        let disk: String = disk.chars().take(8).collect();
-        spans.push(Span::styled("   lease ", look.dim()));
-        spans.push(Span::raw(format!(
-            "{disk} epoch {} held by {}",
-            lease.epoch, lease.owner
-        )));
-    }
+    spans.extend(leases(app, area.width, &spans));
     frame.render_widget(Line::from(spans), first);
 
     let mut spans = vec![Span::styled("  session ", look.dim())];
@@ -231,6 +241,39 @@ fn draw_state(app: &App, frame: &mut Frame<'_>, area: Rect) {
     frame.render_widget(Line::from(spans), second);
 }
 
+/// The leases for which there is room behind what stands there already; the storage view has them all.
+fn leases(app: &App, width: u16, before: &[Span<'_>]) -> Vec<Span<'static>> {
+    const MORE: usize = 8;
+    let mut room = usize::from(width).saturating_sub(before.iter().map(Span::width).sum());
+    let disks = app.lab().disks();
+    let leased: Vec<_> = disks
+        .iter()
+        .filter_map(|disk| Some((disk, disk.lease.filter(|lease| lease.is_held())?)))
+        .collect();
+    let mut spans = Vec::new();
+    for (index, (disk, lease)) in leased.iter().enumerate() {
+        let of = match disk.of() {
+            "" => disk.name().chars().take(8).collect(),
+            of => of.to_owned(),
+        };
+        let words = format!("{of}: {}, epoch {}", lease.owner, lease.epoch);
+        let title = if index == 0 { "   leases  " } else { "   " };
+        let cells = title.len() + words.chars().count();
+        let kept = if index + 1 < leased.len() { MORE } else { 0 };
+        if cells + kept > room {
+            spans.push(Span::styled(
+                format!("   +{}", leased.len() - index),
+                app.look.dim(),
+            ));
+            break;
+        }
+        room -= cells;
+        spans.push(Span::styled(title, app.look.dim()));
+        spans.push(Span::raw(words));
+    }
+    spans
+}
+
 /// What failures the pool can bear, and for a while what it said last.
 fn protection_line(app: &App) -> Line<'static> {
     const FRESH_NS: u64 = 30_000_000_000;
@@ -241,7 +284,14 @@ fn protection_line(app: &App) -> Line<'static> {
             "VMs of a host that fails stay off; `elab ha enable` has them restarted",
             look.dim(),
         )),
-        Some(words) => spans.push(Span::styled(words.clone(), look.good())),
+        Some(words) => {
+            let style = match lab.is_protected() {
+                Some(true) => look.good(),
+                Some(false) => look.warn(),
+                None => Style::new(),
+            };
+            spans.push(Span::styled(words.clone(), style));
+        }
     }
     let fresh = lab
         .pool

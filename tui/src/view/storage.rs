@@ -1,4 +1,4 @@
-//! The storage server, who reaches it, and who holds which disk.
+//! The storage server, who reaches it, what its repository holds, and who holds which disk.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -6,16 +6,26 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::Paragraph;
 
 use crate::app::App;
-use crate::model::Operation;
+use crate::model::{Disk, Operation, Repository};
 
 /// Rows of the table of operations: those that took the most time.
 const OPERATIONS: usize = 6;
+/// Width from which there is room for a disk's whole name, and for when its lease changed.
+const ROOMY: u16 = 116;
+/// Cells of a disk's name, whole and in short.
+const NAME: usize = 36;
+const SHORT: usize = 8;
 
 pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
     let (lab, look) = (app.lab(), app.look);
     let height = lab.hosts.len().clamp(OPERATIONS, 12) as u16 + 3;
-    let [top, rest] =
-        Layout::vertical([Constraint::Length(height), Constraint::Fill(1)]).areas(area);
+    let repositories = u16::try_from(lab.repositories.len()).unwrap_or(u16::MAX);
+    let [top, takes, rest] = Layout::vertical([
+        Constraint::Length(height),
+        Constraint::Length(repositories),
+        Constraint::Fill(1),
+    ])
+    .areas(area);
     let [left, right] =
         Layout::horizontal([Constraint::Length(38), Constraint::Fill(1)]).areas(top);
     draw_operations(app, frame, right);
@@ -50,36 +60,99 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
         ]));
     }
     frame.render_widget(Paragraph::new(lines), left);
-    if lab.leases.is_empty() {
-        frame.render_widget(Line::raw("  no disk is in use"), rest);
+    let lines: Vec<_> = lab
+        .repositories
+        .iter()
+        .map(|(name, repository)| usage(app, name, repository))
+        .collect();
+    frame.render_widget(Paragraph::new(lines), takes);
+    draw_disks(app, frame, rest);
+}
+
+/// What a repository holds, in a line.
+fn usage(app: &App, name: &str, repository: &Repository) -> Line<'static> {
+    let short: String = name.chars().take(SHORT).collect();
+    let count = repository.visible().count();
+    let disks = match count {
+        1 => "1 disk uses".to_owned(),
+        _ => format!("{count} disks use"),
+    };
+    Line::from(vec![
+        Span::styled("  SR ", app.look.dim()),
+        Span::styled(format!("{short}  "), app.look.accent()),
+        Span::raw(format!(
+            "{disks} {} of {}, longest chain {}",
+            super::size(repository.used_bytes()),
+            super::size(repository.virtual_bytes()),
+            repository.longest_chain(),
+        )),
+        Span::styled(
+            format!(", {} free", super::size(repository.free_bytes)),
+            app.look.dim(),
+        ),
+    ])
+}
+
+/// Disks and whatever else is leased, with their owners.
+fn draw_disks(app: &App, frame: &mut Frame<'_>, area: Rect) {
+    let disks = app.lab().disks();
+    if disks.is_empty() {
+        frame.render_widget(Line::raw("  no disk is in use"), area);
         return;
     }
+    let roomy = area.width >= ROOMY;
+    let name = if roomy { NAME } else { SHORT };
     let heading = Line::styled(
-        "  LEASE OF DISK                              EPOCH  OWNER     LAST CHANGE",
-        look.dim(),
+        format!(
+            "  {:<name$}  {:<18} {:>7} {:>7} {:>5}  {:>5} {:<6} LEASE",
+            "DISK", "OF", "SIZE", "TAKES", "CHAIN", "EPOCH", "OWNER"
+        ),
+        app.look.dim(),
     );
-    let leases: Vec<_> = lab.leases.iter().collect();
-    super::list(
-        app,
-        frame,
-        rest,
-        heading,
-        app.selected(),
-        leases.len(),
-        |row| {
-            let (path, lease) = leases[row];
-            let disk = path.rsplit('/').next().unwrap_or(path);
-            Line::from(vec![
-                Span::raw(format!("{disk:<42} {:>5}  ", lease.epoch)),
-                Span::styled(format!("{:<9} ", lease.owner), look.accent()),
-                Span::raw(format!(
-                    "{} at {} s",
-                    lease.change,
-                    super::seconds(lease.t_ns)
-                )),
-            ])
-        },
-    );
+    let selected = app.selected();
+    super::list(app, frame, area, heading, selected, disks.len(), |row| {
+        disk_line(app, &disks[row], name, roomy)
+    });
+}
+
+fn disk_line(app: &App, disk: &Disk<'_>, name: usize, roomy: bool) -> Line<'static> {
+    let look = app.look;
+    let cut = |text: &str, cells: usize| text.chars().take(cells).collect::<String>();
+    let figures = match disk.usage {
+        Some(usage) => format!(
+            " {:>7} {:>7} {:>5}  ",
+            super::size(usage.virtual_bytes),
+            super::size(usage.used_bytes),
+            usage.depth
+        ),
+        None => format!(" {:>7} {:>7} {:>5}  ", "-", "-", "-"),
+    };
+    let mut spans = vec![
+        Span::styled(format!("{:<name$}  ", cut(disk.name(), name)), look.dim()),
+        Span::styled(format!("{:<18}", cut(disk.of(), 18)), look.accent()),
+        Span::raw(figures),
+    ];
+    match disk.lease {
+        None => spans.push(Span::styled(format!("{:>5} {:<6}", "-", "-"), look.dim())),
+        Some(lease) => {
+            let held = lease.is_held();
+            let style = match lease.change.as_str() {
+                _ if held => ratatui::style::Style::new(),
+                "refused" | "broken" | "expired" => look.warn(),
+                _ => look.dim(),
+            };
+            let owner = if held { look.good() } else { look.dim() };
+            spans.push(Span::raw(format!("{:>5} ", lease.epoch)));
+            spans.push(Span::styled(format!("{:<6} ", cut(&lease.owner, 6)), owner));
+            let when = if roomy {
+                format!(" at {} s", super::seconds(lease.t_ns))
+            } else {
+                String::new()
+            };
+            spans.push(Span::styled(format!("{}{when}", lease.change), style));
+        }
+    }
+    Line::from(spans)
 }
 
 /// What the server does, and how long that takes.

@@ -96,9 +96,12 @@ pub(super) fn run(arguments: &TuiArguments) -> Result<ExitCode> {
         runs,
         config,
     };
-    match tui::run(&options, &stop)? {
-        tui::Left::Down => println!("the lab has been told to end"),
-        tui::Left::Up => {}
+    let left = tui::run(&options, &stop)?;
+    for (words, output) in &left.running {
+        println!("elab {words} goes on; it prints into {}", output.display());
+    }
+    if left.down {
+        println!("the lab has been told to end");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -139,11 +142,16 @@ fn start_demo(runs: &Path, stop: &AtomicBool) -> Result<PathBuf> {
         .spawn()
         .context("cannot start the demo")?;
     eprintln!("starting a demo; its output goes to {}", output.display());
+    let mut said =
+        File::open(&output).with_context(|| format!("cannot read {}", output.display()))?;
     let deadline = Instant::now() + DEMO_PATIENCE;
     while !folder.join("events.jsonl").exists() {
         if let Some(status) = demo.try_wait().context("cannot wait for the demo")? {
+            pass_on(&mut said);
             bail!("the demo ended early ({status}); see {}", output.display());
         }
+        // Images may be built first, which takes a while.
+        pass_on(&mut said);
         if stop.load(Ordering::Relaxed) || Instant::now() > deadline {
             end(&mut demo);
             bail!("the demo had not begun; see {}", output.display());
@@ -151,6 +159,12 @@ fn start_demo(runs: &Path, stop: &AtomicBool) -> Result<PathBuf> {
         std::thread::sleep(LOOK_EVERY);
     }
     Ok(folder)
+}
+
+/// Prints what was written since.
+fn pass_on(said: &mut File) {
+    // Whoever does not see it finds it in the file.
+    let _ = std::io::copy(said, &mut std::io::stderr());
 }
 
 /// Ends a demo that has not begun. One that is gone needs nothing.

@@ -11,6 +11,7 @@ mod commands;
 mod hosts;
 mod reconcile;
 pub mod records;
+mod repository_use;
 mod restart_points;
 mod server;
 pub mod snapshots;
@@ -231,6 +232,7 @@ impl Lab {
             if let Err(error) = records::write(&program.export, &vms) {
                 lab.inner.message("warning", format!("{error:#}"));
             }
+            lab.inner.watch_repositories(&program.export)?;
             lab.inner.start_storage()?;
         }
         lab.inner.serve()?;
