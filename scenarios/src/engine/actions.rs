@@ -62,11 +62,11 @@ impl Action {
                 Err(error) => format!("refused: {error}"),
             });
         }
-        if let Some(guest) = &step.checkpoint {
+        if let Some(guest) = step.snapshot.as_ref().or(step.checkpoint.as_ref()) {
             return self.tell(&Command::VmSnapshot {
                 vm: guest.get_ref().clone(),
                 snapshot: None,
-                memory: true,
+                memory: step.checkpoint.is_some(),
             });
         }
         if let Some(evacuate) = &step.evacuate {

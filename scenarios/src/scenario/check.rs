@@ -231,7 +231,7 @@ impl Checker<'_> {
                 let what = format!("has {} actions: {}", actions.len(), actions.join(", "));
                 (what, self.places.last(&paths))
             };
-            let known = "a step has one of wait, migrate, cancel, evacuate, link, heal, host, storage, guest, checkpoint, run, mark";
+            let known = "a step has one of wait, migrate, cancel, evacuate, link, heal, host, storage, guest, snapshot, checkpoint, run, mark";
             self.found
                 .push(Diagnostic::new(place, format!("{name} {what}")).help(Some(known.into())));
         }
@@ -256,7 +256,7 @@ impl Checker<'_> {
         if let Some(guest) = &step.cancel {
             self.guest(guest);
         }
-        if let Some(guest) = &step.checkpoint {
+        if let Some(guest) = step.snapshot.as_ref().or(step.checkpoint.as_ref()) {
             self.guest(guest);
         }
         if let Some(evacuate) = &step.evacuate {
@@ -449,6 +449,7 @@ fn actions_of(step: &Step) -> Vec<&'static str> {
         ("host", step.host.is_some()),
         ("storage", step.storage.is_some()),
         ("guest", step.guest.is_some()),
+        ("snapshot", step.snapshot.is_some()),
         ("checkpoint", step.checkpoint.is_some()),
         ("run", step.run.is_some()),
         ("mark", step.mark.is_some()),

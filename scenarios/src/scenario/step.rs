@@ -47,6 +47,9 @@ pub struct Step {
     pub storage: Option<StorageFault>,
     /// Action: something happens to a guest.
     pub guest: Option<GuestFault>,
+    /// Action: keep a guest's disks of this moment; it runs on.
+    #[schemars(with = "Option<String>")]
+    pub snapshot: Option<Spanned<String>>,
     /// Action: keep a guest's memory and disks of this moment; it runs on.
     #[schemars(with = "Option<String>")]
     pub checkpoint: Option<Spanned<String>>,
