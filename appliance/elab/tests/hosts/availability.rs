@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use crate::log::assert_never_two_copies;
 use crate::real_lab::{PATIENCE, RealLab};
 
-/// A guest that is made while the pool protects the first.
-const LATER: &str = "later";
+/// A guest that is made while the pool protects the first, and stands behind it in every list.
+const LATER: &str = "the-later";
 /// Its turn comes so long after the first runs.
 const DELAY_MS: u64 = 500;
 
