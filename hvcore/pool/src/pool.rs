@@ -156,8 +156,8 @@ impl Pool {
         let keeps = |(old, new): (&VmPolicy, &VmPolicy)| {
             old.is_vacant() || (old.name == new.name && old.disks == new.disks)
         };
-        let pairs = self.config.vms.iter().zip(&changed.vms);
-        if changed.vms.len() != self.config.vms.len() || !pairs.map(keeps).all(|kept| kept) {
+        let mut pairs = self.config.vms.iter().zip(&changed.vms);
+        if changed.vms.len() != self.config.vms.len() || !pairs.all(keeps) {
             return Err(ConfigError::Places);
         }
         self.config = changed;
