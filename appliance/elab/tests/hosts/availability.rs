@@ -121,7 +121,9 @@ fn the_guest_of_a_pulled_host_is_restarted_with_all_that_it_had_synced() {
     let mut records = lab.log().records();
     records.retain(|record| match &record.event {
         Event::Lease { path, .. } => path.ends_with(disk),
-        Event::FirstInstruction { vm, .. } => vm == GUEST,
+        Event::FirstInstruction { vm, .. }
+        | Event::VmState { vm, .. }
+        | Event::VmStopped { vm, .. } => vm == GUEST,
         _ => true,
     });
     assert_never_two_copies(&records);
