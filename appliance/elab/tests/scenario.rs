@@ -98,17 +98,32 @@ fn said(output: &Output) -> String {
     )
 }
 
+/// The hypervisor image as another file with another hash, in the place of the last release's.
+fn old_image(folder: &Path) -> PathBuf {
+    let mut bytes = std::fs::read(images::hypervisor::build().unwrap()).unwrap();
+    bytes.extend(b"behind the end of what is loaded");
+    let old = folder.join("old.elf");
+    std::fs::write(&old, bytes).unwrap();
+    old
+}
+
 #[test]
 fn a_scenario_runs_and_its_results_can_be_judged_again_sent_and_compared() {
     let folder = tempfile::tempdir().unwrap();
     let file = scenario(folder.path(), "whole", "1s");
     let json = folder.path().join("report.json");
+    let old = old_image(folder.path());
     let output = elab(&[
         "run",
         file.to_str().unwrap(),
         "--fast-boot",
         "--capture",
         "--keep",
+        "--old-image",
+        old.to_str().unwrap(),
+        // From the old image to the new one, and back.
+        "--set",
+        "steps.2.migrate.times=2",
         "--json",
     ])
     .arg(&json)
@@ -127,6 +142,9 @@ fn a_scenario_runs_and_its_results_can_be_judged_again_sent_and_compared() {
         );
     }
     assert_eq!(run["checks"].as_array().unwrap().len(), 12, "{run}");
+    assert_eq!(run["measured"]["migrations"].as_array().unwrap().len(), 2);
+    let image = run["machine"]["image"].as_str().unwrap();
+    assert!(image.contains(", h1 "), "both images are named: {image}");
     let place = said_by_run
         .lines()
         .find_map(|line| line.strip_prefix("report: "))

@@ -175,6 +175,20 @@ fn what_hosts_of_this_version_say_is_as_written_down() {
     );
 }
 
+/// A suspended guest has none of these; one that moves takes them along.
+#[test]
+fn writes_that_are_not_committed_travel_as_written_down() {
+    let mut state = final_state();
+    let disk = state.disks[1].as_mut().expect("it has a disk");
+    disk.uncommitted = vec![vdi::Uncommitted {
+        offset: 1 << 33,
+        verifier: [0xa5; 8],
+        data: vec![0x77; 512],
+    }];
+    let said = [FromSource::Final(state)];
+    assert_eq!(spoken("uncommitted", &said), said);
+}
+
 fn checkpoint() -> Vec<u8> {
     let memory = testing::memory(4 * PAGE_SIZE);
     memory.write(Gpa(PAGE_SIZE as u64 + 7), b"a page").unwrap();

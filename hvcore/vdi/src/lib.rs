@@ -37,5 +37,5 @@ mod walk;
 
 pub use error::{IoError, StateError, StorageError};
 pub use request::{Access, Completion, DiskId, DiskInfo, Op, Token};
-pub use state::DiskState;
+pub use state::{DiskState, Uncommitted};
 pub use storage::{Storage, StorageConfig};

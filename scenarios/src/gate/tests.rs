@@ -136,6 +136,62 @@ fn quarantine_takes_what_it_names_out_of_the_verdict_and_says_so() {
     assert_eq!(decision.quarantined.len(), 1);
 }
 
+/// A demo whose one run failed and whose one figure is beyond its limit, in all forms of its report.
+fn reported(quarantine: &Quarantine) -> (Verdict, String) {
+    use crate::report::book::{Book, ScenarioReport};
+    use crate::report::run::RunReport;
+    use crate::report::screen;
+    use crate::scenario::{self, library};
+    let text = library::find("demo").unwrap().text;
+    let scenario = scenario::parse("demo", text).unwrap().remove(0).scenario;
+    let run = RunReport {
+        schema: 1,
+        scenario: "demo".into(),
+        variant: String::new(),
+        settings: Vec::new(),
+        number: 1,
+        seed: 1,
+        command: String::new(),
+        verdict: Verdict::Failed,
+        reasons: vec!["a key was lost".into()],
+        checks: Vec::new(),
+        figures: [("udp-gap".to_owned(), vec![900.0])].into(),
+        steps: Vec::new(),
+        seconds: 1.0,
+        folder: String::new(),
+        machine: Default::default(),
+        measured: None,
+        echoes_ms: Vec::new(),
+    };
+    let report = ScenarioReport::new(&scenario, "", vec![run]);
+    let mut book = Book::new(String::new(), 0, 0.0, vec![report]);
+    quarantine.mark(&mut book);
+    let folder = tempfile::tempdir().unwrap();
+    book.write(folder.path()).unwrap();
+    let read = |name| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    let all = ["junit.xml", "report.md", "report.html"].map(read).join("");
+    (book.counted(), all + &screen::summary(&book))
+}
+
+#[test]
+fn every_form_of_a_report_says_until_when_something_does_not_count() {
+    let whole = list(&ENTRY.replace("figure = \"udp-gap\"\n", "")).unwrap();
+    let until = "in quarantine until 2026-11-22 (Ada, https://example.org/7)";
+    let (counted, said) = reported(&whole);
+    assert_eq!(counted, Verdict::Passed);
+    assert!(said.contains("failures=\"0\""), "{said}");
+    // The run and its limits in JUnit, and once in each other form.
+    assert!(said.contains(&format!("{until}: a key was lost")), "{said}");
+    assert!(said.matches(until).count() > 4, "{said}");
+    // A figure in quarantine excuses no failed run.
+    let (counted, said) = reported(&list(ENTRY).unwrap());
+    assert_eq!(counted, Verdict::Failed);
+    assert!(said.contains(&format!("UDP gap is {until}")), "{said}");
+    let (counted, said) = reported(&Quarantine::default());
+    assert_eq!(counted, Verdict::Failed);
+    assert!(!said.contains("quarantine"), "{said}");
+}
+
 #[test]
 fn a_list_that_is_wrong_or_past_its_day_is_refused_by_its_place() {
     for (entry, message) in [

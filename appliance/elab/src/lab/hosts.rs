@@ -27,6 +27,14 @@ pub(super) const LOST_POWER: &str = "its host lost power";
 /// Time between two tries to reach a host that refuses.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
+/// Why a host will not be there however long one waits.
+enum Ending {
+    /// It went off by itself, and how.
+    Died(String),
+    /// It and the lab do not understand or trust each other, and why.
+    Refused(String),
+}
+
 impl Inner {
     pub(crate) fn spec(&self, host: &str) -> Result<&HostSpec> {
         self.specs
@@ -100,6 +108,7 @@ impl Inner {
         let cycle = self.update(|state| {
             let host = state.hosts.get_mut(&spec.name)?;
             host.cycle += 1;
+            host.refused = None;
             host.events_heard = 0;
             host.heard_until_ns = self.clock.now_ns();
             host.booting = true;
@@ -215,7 +224,7 @@ impl Inner {
                 Ok(()) => {}
                 // A wrong key or version does not get better by trying.
                 Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                    self.message("error", format!("{}: {error}", spec.name));
+                    self.refused(spec, &error.to_string());
                     return;
                 }
                 Err(_) => {
@@ -225,6 +234,16 @@ impl Inner {
                 }
             }
         }
+    }
+
+    /// A host cannot be spoken with as long as it has power.
+    fn refused(&self, spec: &HostSpec, why: &str) {
+        self.message("error", format!("{}: {why}", spec.name));
+        self.update(|state| {
+            if let Some(host) = state.hosts.get_mut(&spec.name) {
+                host.refused = Some(why.into());
+            }
+        });
     }
 
     /// One connection, from its opening to its end.
@@ -301,18 +320,21 @@ impl Inner {
         }
     }
 
+    /// Waits until a host can be told something.
     pub(crate) fn wait_for_host(&self, host: &str, patience: Duration) -> Result<()> {
         let outcome = self.wait(patience, |state| {
             let entry = &state.hosts[host];
-            match (&entry.connection, &entry.died) {
-                (Some(_), _) => Some(Ok(())),
-                (None, Some(ending)) => Some(Err(ending.clone())),
-                (None, None) => None,
+            match (&entry.connection, &entry.died, &entry.refused) {
+                (Some(_), ..) => Some(Ok(())),
+                (None, Some(ending), _) => Some(Err(Ending::Died(ending.clone()))),
+                (None, None, Some(why)) => Some(Err(Ending::Refused(why.clone()))),
+                (None, None, None) => None,
             }
         });
         match outcome {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(ending)) => {
+            Ok(Err(Ending::Refused(why))) => bail!("{host} cannot be used: {why}"),
+            Ok(Err(Ending::Died(ending))) => {
                 let log = fs::read_to_string(self.folder.file(&format!("{host}.qemu.log")))
                     .unwrap_or_default();
                 bail!("{host} went off by itself ({ending}) {}", log.trim())
@@ -440,6 +462,29 @@ mod tests {
     use crate::lab::test_lab::{self, FakeHost};
 
     const MS: u64 = 1_000_000;
+
+    #[test]
+    fn nobody_waits_for_a_host_that_cannot_be_spoken_with() {
+        let base = tempfile::tempdir().unwrap();
+        let lab = lab(base.path(), &[]);
+        let spec = lab.inner.spec("h2").unwrap().clone();
+        let why = "the host speaks version 1 of the control protocol, this lab 2";
+        lab.inner.refused(&spec, why);
+        let error = lab
+            .inner
+            .wait_for_host("h2", Duration::from_secs(1000))
+            .unwrap_err();
+        assert_eq!(error.to_string(), format!("h2 cannot be used: {why}"));
+
+        // With another image in it, it may be one that can.
+        for command in [
+            LabCommand::HostPull { host: "h2".into() },
+            LabCommand::HostPowerOn { host: "h2".into() },
+        ] {
+            lab.execute(&command).unwrap();
+        }
+        assert_eq!(lab.inner.lock().hosts["h2"].refused, None);
+    }
 
     /// Both hosts have power, and each VM runs on the host with it.
     fn lab(base: &std::path::Path, vms: &[(&str, &str)]) -> Lab {

@@ -183,7 +183,10 @@ mod tests {
             ..Vm::default()
         };
         transfer::record(&repository, &vm).unwrap();
-        assert_eq!(repositories(export.path()), [repository.clone()]);
+        assert_eq!(
+            repositories(export.path()),
+            std::slice::from_ref(&repository)
+        );
         let told = |of: &str| {
             let mut all = disks(&repository).unwrap();
             all.retain(|one| one.of == of);

@@ -136,7 +136,7 @@ impl Inner {
         let known = snapshots::all(&repository.path)?;
         let checkpoints = known.into_iter().filter(|one| one.vm.uuid == id);
         let with_memory = |one: Snapshot| Some((one.memory.clone()?, one));
-        let Some((memory, last)) = checkpoints.filter_map(with_memory).last() else {
+        let Some((memory, last)) = checkpoints.filter_map(with_memory).next_back() else {
             return Ok(None);
         };
         let then = last

@@ -45,6 +45,8 @@ pub(crate) struct Host {
     pub(crate) events_heard: u64,
     /// Why it went off by itself, if it did.
     pub(crate) died: Option<String>,
+    /// Why it cannot be spoken with in this cycle, if that is known.
+    pub(crate) refused: Option<String>,
 }
 
 /// A migration under way.
@@ -118,6 +120,7 @@ impl State {
             heard_until_ns: 0,
             events_heard: 0,
             died: None,
+            refused: None,
         };
         Self {
             stopping: false,

@@ -5,6 +5,7 @@
 //! moment before ([`super::recalling`]), and its lease is taken at the epoch that this has led to.
 
 use alloc::{
+    boxed::Box,
     format,
     string::{String, ToString},
     vec::Vec,
@@ -40,7 +41,7 @@ pub(crate) enum For {
     /// Who asked for it by command.
     Client(Asker),
     /// The pool, whose VM this is.
-    Pool(VmConfig, RestartPoint),
+    Pool(Box<VmConfig>, RestartPoint),
 }
 
 /// A VM that is being restored.
@@ -302,7 +303,7 @@ impl<P: Platform> Host<P> {
     /// Begins to restore a VM of the pool; nothing else is being restored. What came of it is in `resumed_for_pool`.
     pub(crate) fn restore_for_pool(&mut self, config: VmConfig, point: RestartPoint) {
         let path = point.memory.clone();
-        self.begin_restoration(path, For::Pool(config, point));
+        self.begin_restoration(path, For::Pool(Box::new(config), point));
     }
 
     /// Whether a VM is being restored.

@@ -20,7 +20,7 @@ fn run(seed: u64, renew: bool) -> Result<(), String> {
         // Not while something is being read.
         let (id, op) = world.guest.random_op(&mut world.rng);
         host.storage.submit(disk, id, op, world.now_ns);
-        while host.storage.renew_ancestors(disk, fresh)? != true {
+        while !host.storage.renew_ancestors(disk, fresh)? {
             world.step(&mut [&mut host]);
         }
         world.collect(&mut host)?;
