@@ -42,6 +42,12 @@ impl Accelerator {
         self.kvm
     }
 
+    /// QEMU's machine. Nothing here uses SMM, which KVM would have to emulate, beside guests that are nested.
+    #[must_use]
+    pub fn machine(&self) -> &'static str {
+        if self.kvm { "q35,smm=off" } else { "q35" }
+    }
+
     /// QEMU's CPU model with SVM and nested paging.
     #[must_use]
     pub fn cpu_model(&self) -> &'static str {

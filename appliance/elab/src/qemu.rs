@@ -58,7 +58,7 @@ impl Launcher for Qemu {
             command.arg(name).arg(value);
         };
         arg("-name", format!("{0},process=elab-{0}", host.name));
-        arg("-machine", "q35".into());
+        arg("-machine", self.accelerator.machine().into());
         arg("-accel", self.accelerator.name().into());
         arg("-cpu", self.accelerator.cpu_model().into());
         arg("-smp", "1".into());
